@@ -1,0 +1,80 @@
+"""`python -m handson run|record|status|doctor|install`: the kit's command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run one command; return the exit code."""
+    parser = argparse.ArgumentParser(prog="handson", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="run a training script on N ranks, here and now")
+    run.add_argument("--ranks", type=int, default=1, help="number of processes")
+    run.add_argument("--preset", default="auto", help="gpu, laptop or auto")
+    run.add_argument("--timeout", type=float, default=600.0, help="seconds after which the job is ended")
+    run.add_argument("--port", type=int, help="where the ranks meet; a free one by default")
+    run.add_argument("script")
+    run.add_argument("arguments", nargs=argparse.REMAINDER)
+
+    record = commands.add_parser("record", help="execute lessons live on this host and write their recordings")
+    record.add_argument("lessons", nargs="+", metavar="LESSON", help="such as multi_dimensional/plot_x, or all")
+
+    status = commands.add_parser("status", help="which recordings are fresh")
+    status.add_argument("--json", action="store_true", help="one JSON document")
+    status.add_argument("--check", action="store_true", help="exit with 1 where a recording is stale or missing")
+
+    commands.add_parser("doctor", help="what this host can do, and which repairs it needs")
+    commands.add_parser("install", help="install colossalai and titans without their outdated pins")
+
+    asked = parser.parse_args(argv)
+    # Each command imports what it needs: `status` must answer on a bare Python.
+    try:
+        if asked.command == "status":
+            from handson.commands.status import status as command
+
+            return command(as_json=asked.json, check=asked.check)
+        if asked.command == "record":
+            from handson.commands.record import record as command
+
+            return command(asked.lessons)
+        if asked.command == "doctor":
+            from handson.commands.doctor import doctor as command
+
+            return command()
+        if asked.command == "install":
+            from handson.commands.install import install as command
+
+            return command()
+        return _run(asked)
+    except KeyboardInterrupt:
+        print("handson: interrupted; every rank was ended", file=sys.stderr)
+        return 130
+
+
+def _run(asked: argparse.Namespace) -> int:
+    from handson import launch as kit
+    from handson.store import StoreError
+
+    os.environ["HANDSON_RUNS"] = "live"
+    try:
+        run = kit(
+            asked.script,
+            *asked.arguments,
+            ranks=asked.ranks,
+            preset=asked.preset,
+            timeout=asked.timeout,
+            port=asked.port,
+        )
+    except (RuntimeError, FileNotFoundError, ValueError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{run.provenance_line()} · {run.seconds:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

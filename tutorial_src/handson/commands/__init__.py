@@ -1,0 +1,1 @@
+"""The commands of `python -m handson`, one module each."""

@@ -1,0 +1,173 @@
+"""`launch(script, *argv, ranks=4) -> Run`: the one call a lesson makes.
+
+It decides how to get the run (made live by real ranks, read from this host's cache, or read from what a GPU host
+recorded), says what it does on the terminal, and prints rank 0's log line by line.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from handson import lessons, provenance, sources, store
+from handson.ranks import RunFailed, run_ranks, status
+from handson.run import Run
+
+__all__ = ["RunFailed", "launch"]
+
+PRESETS = ("auto", "gpu", "laptop")
+
+
+def launch(
+    script: str,
+    *argv: str,
+    ranks: int = 1,
+    preset: str = "auto",
+    timeout: float = 600.0,
+    expect_failure: bool = False,
+    quiet: bool = False,
+    port: int | None = None,
+) -> Run:
+    """Get the run of a training script on `ranks` ranks.
+
+    Args:
+        script: the training script, relative to the current folder or to the tutorial's sources.
+        argv: its arguments, as on the command line.
+        ranks: number of processes (world size).
+        preset: `gpu`, `laptop`, or `auto` (gpu where the host has a GPU for each rank, or a recording has).
+        timeout: seconds after which the job is ended and reported as hung.
+        expect_failure: the lesson shows an error on purpose; the failed `Run` is returned with `.error` set.
+        quiet: do not print rank 0's log.
+        port: where the ranks meet; a free one by default.
+
+    Raises:
+        RunFailed: with the first failing rank's traceback; or when an expected failure did not happen.
+        StoreError: when the policy is `recorded` and there is no fresh recording, naming the run.
+        FileNotFoundError: when there is no such script.
+        ValueError: for an impossible number of ranks or an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r} is unknown: use one of {', '.join(PRESETS)}")
+    if ranks < 1:
+        raise ValueError(f"ranks={ranks}: a job has at least one rank")
+    path = sources.find_script(script)
+    here = "gpu" if preset != "laptop" and len(provenance.gpus()) >= ranks else "laptop"
+    policy, note, run = store.policy(), "", None
+    if policy == "recorded" or (policy == "auto" and here == "laptop" and preset != "laptop"):
+        run, note = _recorded(path, argv, ranks, preset)
+        if run is None and policy == "recorded":
+            raise store.StoreError(
+                f"{note}. Make it again on a host with the accelerators (`python -m handson record`), "
+                "or build with --runs=auto"
+            )
+    if run is None and preset == "gpu" and here != "gpu":
+        raise RunFailed(
+            f"the gpu preset on {ranks} ranks needs {ranks} GPUs, this host has {len(provenance.gpus())}: "
+            "use preset='laptop', or a host with more GPUs"
+        )
+    request = store.Request(path, tuple(argv), ranks, run.preset if run else here)
+    if run is None:
+        run = store.cached(request) if policy == "auto" else None
+    if run is None:
+        run = _live(request, timeout, quiet, port)
+        if expect_failure or run.error is None:
+            store.keep(run, request)
+    elif not quiet:
+        print(*run.log, sep="\n")
+    if note:
+        run.note = f"These numbers are this host's: {note}."
+    lessons.note_use(request, run)
+    if run.error and not expect_failure:
+        raise RunFailed(f"{run.title()}: {run.error}\n\nTo see it alone: {_alone(request)}")
+    if expect_failure and not run.error:
+        raise RunFailed(f"{run.title()} was expected to fail, but it ended well")
+    return run
+
+
+def _recorded(path: Path, argv: tuple[str, ...], ranks: int, preset: str) -> tuple[Run | None, str]:
+    """The fresh recording at the gpu preset, else (where any preset is asked for) at the laptop preset."""
+    reasons = []
+    for size in ("gpu", "laptop") if preset == "auto" else (preset,):
+        run, reason = store.recorded(store.Request(path, argv, ranks, size))
+        if run is not None and (size == preset or size == "gpu" or store.policy() == "recorded"):
+            return run, ""
+        reasons.append(reason)
+    stale = [reason for reason in reasons if "stale" in reason]
+    return None, (stale or reasons)[0]
+
+
+def _command(request: store.Request) -> str:
+    """The same run by hand, in the training script's folder."""
+    arguments = shlex.join([request.script.name, *request.argv])
+    return f"torchrun --nproc_per_node {request.ranks} {arguments}" if request.ranks > 1 else f"python {arguments}"
+
+
+def _alone(request: store.Request) -> str:
+    return (
+        f"python -m handson run --ranks {request.ranks} --preset {request.preset} "
+        f"{shlex.join([request.name, *request.argv])}"
+    )
+
+
+def _live(request: store.Request, timeout: float, quiet: bool, port: int | None) -> Run:
+    cpu = request.preset == "laptop"
+    timeout = float(os.environ.get("HANDSON_TIMEOUT", timeout))
+    files, key = request.files, request.key
+    env = {
+        **os.environ,
+        "WORLD_SIZE": str(request.ranks),
+        "LOCAL_WORLD_SIZE": str(request.ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "HANDSON_PRESET": request.preset,
+        "HANDSON_DEVICE": "cpu" if cpu else "cuda",
+        # One thread a rank: a rank stands for a device, and two ranks on two cores must not fight for them.
+        "OMP_NUM_THREADS": "1" if cpu else os.environ.get("OMP_NUM_THREADS", "8"),
+    }
+    if cpu:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    if Path("/sys/class/net/lo").exists():
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this host; its name may resolve to nothing
+    command = _command(request)
+    made = provenance.describe(
+        device="cpu" if cpu else "cuda",
+        ranks=request.ranks,
+        command=command,
+        folder=sources.CHECKOUT or sources.KIT,
+    )
+    title = f"{request.name} {' '.join(request.argv)} x{request.ranks}"
+    status(f"{title} ({request.preset} preset)")
+    began = time.monotonic()
+    outcome = run_ranks(
+        request.script,
+        list(request.argv),
+        ranks=request.ranks,
+        flavour="cpu" if cpu else "gpu",
+        env=env,
+        timeout=timeout,
+        title=title,
+        on_line=(lambda line: None) if quiet else _say,
+        port=port,
+    )
+    run = Run(
+        script=request.name,
+        argv=list(request.argv),
+        ranks=request.ranks,
+        preset=request.preset,
+        command=command,
+        key=key,
+        files=files,
+        provenance=made,
+        log=outcome.log,
+        data=outcome.data,
+        seconds=round(time.monotonic() - began, 3),
+        error=outcome.error,
+    )
+    return run
+
+
+def _say(line: str) -> None:
+    print(line)
+    sys.stdout.flush()

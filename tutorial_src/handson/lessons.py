@@ -1,0 +1,112 @@
+"""Which runs a lesson used: noted at each execution, so that a build can tell whether the page is current.
+
+Sphinx-Gallery looks at a lesson's own text alone; a changed training script would leave its page as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from handson import provenance, sources, store
+from handson.run import Run
+
+_used: dict[str, list[dict[str, Any]]] = {}
+_recording: list[tuple[store.Request, Run]] | None = None
+
+
+def current_lesson() -> str | None:
+    """The lesson that is executing, as `topic/name`; none in a notebook or a test."""
+    told = os.environ.get("HANDSON_LESSON")
+    if told or sources.CHECKOUT is None:
+        return told
+    gallery = sources.CHECKOUT / "gallery"
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.suffix == ".py" and path.is_relative_to(gallery):
+            return path.relative_to(gallery).with_suffix("").as_posix()
+        frame = frame.f_back
+    return None
+
+
+def _note_file(lesson: str) -> Path:
+    return store.build_folder() / "lessons" / f"{lesson}.json"
+
+
+def start(lesson: str) -> None:
+    """Forget what an earlier execution of this lesson used."""
+    _used[lesson] = []
+
+
+def reset(gallery_conf: dict[str, Any], fname: str) -> None:
+    """Sphinx-Gallery's `reset_modules` hook: called with the lesson's path around each execution."""
+    if sources.CHECKOUT is not None:
+        lesson = Path(fname).resolve().relative_to(sources.CHECKOUT / "gallery").with_suffix("").as_posix()
+        if _used.get(lesson):
+            start(lesson)
+
+
+def note_use(request: store.Request, run: Run) -> None:
+    """Remember that the lesson being executed showed this run."""
+    if _recording is not None:
+        _recording.append((request, run))
+    lesson = current_lesson()
+    if lesson is None:
+        return
+    used = _used.setdefault(lesson, [])
+    used.append(
+        {
+            "script": request.name,
+            "argv": list(request.argv),
+            "ranks": request.ranks,
+            "preset": request.preset,
+            "key": run.key,
+            "way": run.way,
+            "date": run.provenance["date"],
+            "note": run.note,
+        }
+    )
+    store.write(_note_file(lesson), json.dumps({"gpus": list(provenance.gpus()), "runs": used}, indent=1) + "\n")
+
+
+def is_current(lesson: str) -> bool:
+    """Whether executing the lesson again would show the very runs that its page shows now.
+
+    Needs no training: it compares keys. Under the policy `live` nothing is current.
+    """
+    note = _note_file(lesson)
+    if store.policy() == "live" or not note.is_file():
+        return False
+    try:
+        last = json.loads(note.read_text())
+    except ValueError:
+        return False
+    if last["gpus"] != list(provenance.gpus()):
+        return False
+    return all(_same(entry) for entry in last["runs"])
+
+
+def _same(entry: dict[str, Any]) -> bool:
+    try:
+        request = store.Request(
+            sources.find_script(entry["script"]), tuple(entry["argv"]), entry["ranks"], entry["preset"]
+        )
+        if request.key != entry["key"]:
+            return False
+        found = store.recorded(request)[0] if entry["way"] == "recorded" else store.cached(request)
+    except (FileNotFoundError, store.StoreError, SyntaxError):
+        return False
+    if found is None or found.provenance["date"] != entry["date"]:
+        return False
+    # A page of this host's own numbers is out of date as soon as a fresh recording is there to be shown.
+    return not (entry["note"] and store.recorded(_gpu(request))[0]) and (
+        entry["way"] == "recorded" or store.policy() != "recorded"
+    )
+
+
+def _gpu(request: store.Request) -> store.Request:
+    return store.Request(request.script, request.argv, request.ranks, "gpu")

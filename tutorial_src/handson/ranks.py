@@ -1,0 +1,329 @@
+"""Run N ranks of one script and watch them: stream rank 0, bound the time, name the rank that failed, kill the rest.
+
+One thread and one `select` over every pipe. A job ends when all ranks have ended, or `GRACE_SECONDS` after the
+first one failed (its peers get that long to say what they saw), or at the time limit, or with Ctrl-C; in each case
+the forkserver is told to kill what is left, and the pipes are read to their ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import contextlib
+import json
+import os
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+GRACE_SECONDS = 2.0
+KEPT_LINES = 60
+ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_servers: dict[str, _Server] = {}
+
+
+class RunFailed(RuntimeError):
+    """A job that failed; the text is the first failing rank's traceback, or why the job was ended."""
+
+
+@dataclass
+class _Server:
+    process: subprocess.Popen
+    control: socket.socket
+
+
+@dataclass
+class Outcome:
+    """What came out of a job: rows of every rank, rank 0's log, and the failure if there was one."""
+
+    log: list[str] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    error: str | None = None
+
+
+def _server(flavour: str) -> _Server:
+    """The forkserver of this flavour (`cpu` or `gpu`), started at first use."""
+    running = _servers.get(flavour)
+    if running is not None and running.process.poll() is None:
+        return running
+    began = time.monotonic()
+    status(f"importing torch and colossalai once for all {flavour} ranks ...")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
+    )
+    if flavour == "gpu":
+        environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    else:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "handson.forkserver", str(theirs.fileno()), flavour],
+        pass_fds=[theirs.fileno()],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the ranks in order
+    )
+    theirs.close()
+    ready = ours.recv(1 << 20)
+    if not ready:
+        text = process.stderr.read().decode(errors="replace").strip()
+        raise RunFailed(f"the process that forks ranks did not start:\n{text}")
+    _servers[flavour] = _Server(process, ours)
+    status(f"importing torch and colossalai once for all {flavour} ranks: {time.monotonic() - began:.1f} s")
+    return _servers[flavour]
+
+
+@atexit.register
+def stop_servers() -> None:
+    """End the forkservers of this process; their ranks die with them."""
+    while _servers:
+        _, server = _servers.popitem()
+        server.control.close()
+        try:
+            server.process.wait(5)
+        except subprocess.TimeoutExpired:
+            server.process.kill()
+            server.process.wait()
+        server.process.stderr.close()
+
+
+def status(text: str, *, end: str = "\n") -> None:
+    """Say on the terminal, never on a page, what is going on (Sphinx-Gallery captures sys.stderr, not this)."""
+    if sys.__stderr__ is not None and not os.environ.get("HANDSON_QUIET"):
+        sys.__stderr__.write(f"\rhandson: {text}\x1b[K{end}" if sys.__stderr__.isatty() else f"handson: {text}\n")
+        sys.__stderr__.flush()
+
+
+@contextlib.contextmanager
+def _reserved_port(host: str, wanted: int | None) -> Iterator[int]:
+    """A free port, or the wanted one, that stays ours until the job ends.
+
+    The socket is bound but does not listen; with SO_REUSEADDR on both sides rank 0 may still listen there, while
+    the kernel gives the number to nobody else who asks for any free port. So two builds do not collide.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind((host, wanted or 0))
+        except OSError as error:
+            raise RunFailed(
+                f"port {wanted} on {host} cannot be used ({error.strerror}): "
+                "name another, or name none and a free one is taken"
+            ) from None
+        yield holder.getsockname()[1]
+
+
+class _Job:
+    def __init__(self, title: str, ranks: int, on_line: Callable[[str], None]) -> None:
+        self.title, self.ranks, self.on_line = title, ranks, on_line
+        self.outcome = Outcome()
+        self.selector = selectors.DefaultSelector()
+        self.partial: dict[tuple[int, str], bytes] = collections.defaultdict(bytes)
+        self.tail = [collections.deque[str](maxlen=KEPT_LINES) for _ in range(ranks)]
+        self.exits: dict[int, tuple[float, int]] = {}
+        self.failures: list[dict[str, Any]] = []
+        self.refusal: str | None = None
+        self.began = time.monotonic()
+        self.shown = 0.0
+        self.done = ""
+
+    def read(self, fd: int, rank: int, channel: str) -> None:
+        chunk = os.read(fd, 1 << 16)
+        if not chunk:
+            self.selector.unregister(fd)
+            os.close(fd)
+        whole, newline, rest = (self.partial[rank, channel] + chunk).rpartition(b"\n")
+        self.partial[rank, channel] = rest
+        lines = (whole + newline).decode(errors="replace").splitlines()
+        if not chunk and rest:
+            lines.append(rest.decode(errors="replace"))
+        for line in lines:
+            self.take(line, rank, channel)
+
+    def take(self, line: str, rank: int, channel: str) -> None:
+        if channel == "rows":
+            row = json.loads(line)
+            kind = row["kind"]
+            if kind == "_progress":
+                self.done = f"{row['done']} of {row['total']}, "
+            elif kind == "_failed":
+                self.failures.append(row)
+            elif kind == "_refused":
+                self.refusal = self.refusal or row["message"]
+            else:
+                self.outcome.data.append(row)
+            return
+        # A progress bar redraws its line with carriage returns: its last state is what a terminal would show.
+        clean = ANSI.sub("", line).rstrip("\r").rsplit("\r", 1)[-1].rstrip()
+        self.tail[rank].append(clean)
+        if channel == "out" and rank == 0:
+            self.outcome.log.append(clean)
+            self.on_line(clean)
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        terminal = sys.__stderr__ is not None and sys.__stderr__.isatty()
+        if terminal and now - self.shown > 0.5:
+            self.shown = now
+            status(f"{self.title}: {self.done}{now - self.began:.0f} s", end="")
+
+    def failed(self) -> bool:
+        return bool(self.failures or self.refusal or any(code for _, code in self.exits.values()))
+
+    def verdict(self, killed: set[int]) -> str | None:
+        """The text of the failure: a refusal, a rank's death by a signal, or the earliest traceback."""
+        if self.refusal:
+            return self.refusal
+        first = min(self.failures, key=lambda row: row["at"], default=None)
+        told = {row["rank"] for row in self.failures}
+        for rank, (at, code) in sorted(self.exits.items(), key=lambda item: item[1]):
+            # A rank that dies without a word takes its peers' connections along, and they may complain before
+            # its death is noticed here: it comes first unless a complaint is clearly older.
+            if code and rank not in killed | told and (first is None or at < first["at"] + 1.0):
+                end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                return f"rank {rank} of {self.ranks} {end}; its last lines:\n{self.last(rank)}"
+        if first:
+            return f"rank {first['rank']} of {self.ranks} failed:\n{first['traceback']}"
+        return None
+
+    def last(self, rank: int) -> str:
+        return "\n".join(f"  {line}" for line in list(self.tail[rank])[-15:]) or "  (none)"
+
+
+def run_ranks(
+    script: Path,
+    argv: list[str],
+    *,
+    ranks: int,
+    flavour: str,
+    env: dict[str, str],
+    timeout: float,
+    title: str,
+    on_line: Callable[[str], None],
+    port: int | None = None,
+) -> Outcome:
+    """Run `ranks` processes of `script` and return what they reported; a failure is in `Outcome.error`.
+
+    Raises:
+        RunFailed: when the forkserver itself cannot start.
+        KeyboardInterrupt: after every rank has been ended.
+    """
+    killed: set[int] = set()
+    with _reserved_port("127.0.0.1", port) as port:
+        server = _server(flavour)
+        job = _Job(title, ranks, on_line)
+        job.selector.register(server.control, selectors.EVENT_READ, None)
+        try:
+            for rank in range(ranks):
+                _fork(server, job, rank, script, argv, {**env, "MASTER_PORT": str(port)})
+            job.outcome.error = _watch(server, job, timeout, killed)
+        except BaseException:
+            _end(server, job, killed)
+            raise
+        finally:
+            job.outcome.seconds = time.monotonic() - job.began
+    job.outcome.data.sort(key=lambda row: row["rank"])
+    state = "failed" if job.outcome.error else "done"
+    status(f"{title}: {state} in {job.outcome.seconds:.1f} s")
+    return job.outcome
+
+
+def _fork(server: _Server, job: _Job, rank: int, script: Path, argv: list[str], env: dict[str, str]) -> None:
+    channels, theirs = ("out", "err", "rows"), []
+    for channel in channels:
+        reader, writer = os.pipe()
+        theirs.append(writer)
+        job.selector.register(reader, selectors.EVENT_READ, (rank, channel))
+    order = {
+        "do": "fork",
+        "rank": rank,
+        "script": str(script),
+        "argv": argv,
+        "cwd": str(script.parent),
+        "env": {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+    }
+    try:
+        socket.send_fds(server.control, [json.dumps(order).encode()], theirs)
+    finally:
+        for fd in theirs:
+            os.close(fd)
+
+
+def _watch(server: _Server, job: _Job, timeout: float, killed: set[int]) -> str | None:
+    end, first_failure = job.began + timeout, None
+    while len(job.exits) < job.ranks:
+        _pump(server, job)
+        now = time.monotonic()
+        if first_failure is None and job.failed():
+            first_failure = now
+        if first_failure is not None and now > first_failure + GRACE_SECONDS:
+            break
+        if now > end and first_failure is None:
+            where = _where_they_are(server, job)
+            _end(server, job, killed)
+            return f"the job passed its time limit of {timeout:g} s and was ended. {where}"
+    _end(server, job, killed)
+    return job.verdict(killed)
+
+
+def _pump(server: _Server, job: _Job) -> None:
+    for entry, _ in job.selector.select(0.1):
+        if entry.data is not None:
+            job.read(entry.fd, *entry.data)
+            continue
+        message = server.control.recv(1 << 16)
+        if not message:
+            raise RunFailed("the process that forks ranks died; its ranks ended with it")
+        report = json.loads(message)
+        job.exits[report["exit"]] = (time.monotonic(), os.waitstatus_to_exitcode(report["status"]))
+    job.tick()
+
+
+def _end(server: _Server, job: _Job, killed: set[int]) -> None:
+    """Kill what is left of the job, then read every pipe to its end."""
+    alive = set(range(job.ranks)) - set(job.exits)
+    if alive:
+        killed |= alive
+        server.control.send(json.dumps({"do": "signal", "rank": None, "signal": signal.SIGKILL}).encode())
+    limit = time.monotonic() + 5
+    while len(job.selector.get_map()) > 1 or len(job.exits) < job.ranks:
+        _pump(server, job)
+        if time.monotonic() > limit:
+            break
+    for entry in list(job.selector.get_map().values()):
+        if entry.data is not None:
+            os.close(entry.fd)
+    job.selector.close()
+
+
+def _where_they_are(server: _Server, job: _Job) -> str:
+    """Ask each rank for its stack; name the rank that is not waiting for the others."""
+    before = [len(tail) for tail in job.tail]
+    for tail in job.tail:
+        tail.append("")
+    server.control.send(json.dumps({"do": "signal", "rank": None, "signal": signal.SIGUSR1}).encode())
+    limit = time.monotonic() + 1.0
+    while time.monotonic() < limit:
+        _pump(server, job)
+    stacks = {}
+    for rank in sorted(set(range(job.ranks)) - set(job.exits)):
+        lines = list(job.tail[rank])
+        start = max((i for i, line in enumerate(lines) if "most recent call first" in line), default=None)
+        stacks[rank] = lines[start + 1 :] if start is not None else lines[before[rank] :]
+    waiting = {rank for rank, stack in stacks.items() if any("distributed_c10d.py" in line for line in stack[:6])}
+    suspects = [rank for rank in stacks if rank not in waiting] or sorted(stacks)
+    kept = [line for line in stacks[suspects[0]] if "runpy" not in line and "forkserver.py" not in line]
+    others = f" (ranks waiting for it in a collective: {sorted(waiting)})" if waiting and len(suspects) == 1 else ""
+    return f"Rank {suspects[0]} of {job.ranks} was at{others}, innermost call first:\n" + "\n".join(kept)

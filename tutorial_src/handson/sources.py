@@ -1,0 +1,84 @@
+"""Which files a run is made of, and the key that their content gives it. Standard library alone.
+
+A run's key covers the training script, the modules beside it and in the kit that it imports (followed through
+their imports by reading, never by running), the files its arguments name, the arguments, the number of ranks and
+the preset. Prose, plots and the launcher are not part of it: changing them makes no number different.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+
+KIT = Path(__file__).resolve().parent
+# In a checkout the training scripts lie beside the kit; in the installed wheel, inside it.
+SCRIPTS = KIT.parent if (KIT.parent / "hybrid_parallel").is_dir() else KIT / "tutorial"
+CHECKOUT = KIT.parent.parent if (KIT.parent.parent / "gallery").is_dir() else None
+
+
+def find_script(name: str) -> Path:
+    """The file that `name` means: relative to the current folder, else to the tutorial's training scripts.
+
+    Raises:
+        FileNotFoundError: with one sentence that says where it looked.
+    """
+    for folder in (Path.cwd(), SCRIPTS):
+        if (folder / name).is_file():
+            return (folder / name).resolve()
+    raise FileNotFoundError(f"there is no training script {name}: not in this folder, nor in {SCRIPTS.name}/")
+
+
+def _module_file(module: str, folder: Path) -> list[Path]:
+    """The files that importing `module` would read, among this folder's and the kit's."""
+    parts = module.split(".")
+    root, parts = (KIT, parts[1:]) if parts[0] == "handson" else (folder, parts)
+    found = [root / "__init__.py"] if root == KIT else []
+    for depth in range(1, len(parts) + 1):
+        stem = root.joinpath(*parts[:depth])
+        found += [path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()]
+    return found
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            # `from handson import worker` may import a module as well as a name.
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files_of(script: Path, argv: list[str] | tuple[str, ...]) -> dict[str, str]:
+    """Map each file a run is made of (named relative to the tutorial's sources) to its content's SHA-256."""
+    waiting, seen = [script], set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        folder = script.parent if not path.is_relative_to(KIT) else KIT
+        for name in _imports(path):
+            waiting += _module_file(name, folder)
+    for argument in argv:
+        for value in (argument, argument.partition("=")[2]):
+            # A Windows-length guard: an argument may be any text, also one too long to be a file's name.
+            if value and len(value) < 256 and (script.parent / value).is_file():
+                seen.add((script.parent / value).resolve())
+    return dict(sorted((name_of(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in seen))
+
+
+def name_of(path: Path) -> str:
+    """The name of a source file as keys and recordings use it: the same in a checkout and in the wheel."""
+    if path.is_relative_to(SCRIPTS):
+        return path.relative_to(SCRIPTS).as_posix()
+    return f"handson/{path.relative_to(KIT).as_posix()}" if path.is_relative_to(KIT) else path.name
+
+
+def key_of(files: dict[str, str], argv: list[str] | tuple[str, ...], ranks: int, preset: str) -> str:
+    """The content key of a run: 64 hexadecimal digits."""
+    content = json.dumps([files, list(argv), ranks, preset], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
