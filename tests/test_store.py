@@ -64,6 +64,15 @@ def test_a_second_launch_is_read_from_the_cache_until_the_code_changes(script):
     assert changed.way == "live" and changed.value("answer", "value") == 43
 
 
+def test_a_run_without_a_repair_is_another_run(script, monkeypatch):
+    assert launch(str(script), ranks=1, quiet=True).way == "live"
+    without = launch(str(script), ranks=1, quiet=True, without=("clip",))
+    assert without.way == "live" and without.command == "HANDSON_WITHOUT=clip python train.py"
+    monkeypatch.setenv("HANDSON_WITHOUT", "clip")
+    assert launch(str(script), ranks=1, quiet=True).way == "cached"
+    assert launch(str(script), ranks=1, quiet=True).key == without.key
+
+
 def test_a_run_of_other_versions_is_not_this_hosts(script, monkeypatch):
     launch(str(script), ranks=1, quiet=True)
     monkeypatch.setattr("handson.provenance.host_fingerprint", lambda: {"torch": "other"})

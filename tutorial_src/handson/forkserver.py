@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -56,6 +57,9 @@ def serve(control: socket.socket, preload: tuple[str, ...]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             missing.append(f"{name}: {error}")
+    # What is loaded stays: a rank's garbage collector must neither walk it nor, by doing so, copy its pages.
+    gc.collect()
+    gc.freeze()
     _send(control, ready=time.monotonic() - began, missing=missing)
     ranks: dict[int, int] = {}
     while True:

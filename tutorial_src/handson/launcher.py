@@ -6,6 +6,7 @@ recorded), says what it does on the terminal, and prints rank 0's log line by li
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -30,18 +31,21 @@ def launch(
     expect_failure: bool = False,
     quiet: bool = False,
     port: int | None = None,
+    without: tuple[str, ...] = (),
 ) -> Run:
     """Get the run of a training script on `ranks` ranks.
 
     Args:
-        script: the training script, relative to the current folder or to the tutorial's sources.
-        argv: its arguments, as on the command line.
+        script: the training script, relative to the current folder or to the tutorial's sources; arguments may
+            follow in the same string, as on the command line.
+        argv: further arguments, each whole.
         ranks: number of processes (world size).
         preset: `gpu`, `laptop`, or `auto` (gpu where the host has a GPU for each rank, or a recording has).
         timeout: seconds after which the job is ended and reported as hung.
         expect_failure: the lesson shows an error on purpose; the failed `Run` is returned with `.error` set.
         quiet: do not print rank 0's log.
         port: where the ranks meet; a free one by default.
+        without: names of repairs to leave out, to show the fault; those in HANDSON_WITHOUT are left out too.
 
     Raises:
         RunFailed: with the first failing rank's traceback; or when an expected failure did not happen.
@@ -49,15 +53,19 @@ def launch(
         FileNotFoundError: when there is no such script.
         ValueError: for an impossible number of ranks or an unknown preset.
     """
+    script, *first = shlex.split(script)
+    argv = (*first, *argv)
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r} is unknown: use one of {', '.join(PRESETS)}")
     if ranks < 1:
         raise ValueError(f"ranks={ranks}: a job has at least one rank")
     path = sources.find_script(script)
     here = "gpu" if preset != "laptop" and len(provenance.gpus()) >= ranks else "laptop"
+    asked = os.environ.get("HANDSON_WITHOUT", "").split(",")
+    without = tuple(sorted({*without, *filter(None, asked)}))
     policy, note, run = store.policy(), "", None
     if policy == "recorded" or (policy == "auto" and here == "laptop" and preset != "laptop"):
-        run, note = _recorded(path, argv, ranks, preset)
+        run, note = _recorded(store.Request(path, argv, ranks, preset, without))
         if run is None and policy == "recorded":
             raise store.StoreError(
                 f"{note}. Make it again on a host with the accelerators (`python -m handson record`), "
@@ -68,14 +76,14 @@ def launch(
             f"the gpu preset on {ranks} ranks needs {ranks} GPUs, this host has {len(provenance.gpus())}: "
             "use preset='laptop', or a host with more GPUs"
         )
-    request = store.Request(path, tuple(argv), ranks, run.preset if run else here)
+    request = store.Request(path, argv, ranks, run.preset if run else here, without)
     if run is None:
         run = store.cached(request) if policy == "auto" else None
     if run is None:
         run = _live(request, timeout, quiet, port)
         if expect_failure or run.error is None:
             store.keep(run, request)
-    elif not quiet:
+    elif run.log and not quiet:
         print(*run.log, sep="\n")
     if note:
         run.note = f"These numbers are this host's: {note}."
@@ -87,12 +95,12 @@ def launch(
     return run
 
 
-def _recorded(path: Path, argv: tuple[str, ...], ranks: int, preset: str) -> tuple[Run | None, str]:
+def _recorded(asked: store.Request) -> tuple[Run | None, str]:
     """The fresh recording at the gpu preset, else (where any preset is asked for) at the laptop preset."""
     reasons = []
-    for size in ("gpu", "laptop") if preset == "auto" else (preset,):
-        run, reason = store.recorded(store.Request(path, argv, ranks, size))
-        if run is not None and (size == preset or size == "gpu" or store.policy() == "recorded"):
+    for size in ("gpu", "laptop") if asked.preset == "auto" else (asked.preset,):
+        run, reason = store.recorded(dataclasses.replace(asked, preset=size))
+        if run is not None and (size in (asked.preset, "gpu") or store.policy() == "recorded"):
             return run, ""
         reasons.append(reason)
     stale = [reason for reason in reasons if "stale" in reason]
@@ -102,12 +110,17 @@ def _recorded(path: Path, argv: tuple[str, ...], ranks: int, preset: str) -> tup
 def _command(request: store.Request) -> str:
     """The same run by hand, in the training script's folder."""
     arguments = shlex.join([request.script.name, *request.argv])
-    return f"torchrun --nproc_per_node {request.ranks} {arguments}" if request.ranks > 1 else f"python {arguments}"
+    starter = f"torchrun --nproc_per_node {request.ranks}" if request.ranks > 1 else "python"
+    return f"{_left_out(request)}{starter} {arguments}"
+
+
+def _left_out(request: store.Request) -> str:
+    return f"HANDSON_WITHOUT={','.join(request.without)} " if request.without else ""
 
 
 def _alone(request: store.Request) -> str:
     return (
-        f"python -m handson run --ranks {request.ranks} --preset {request.preset} "
+        f"{_left_out(request)}python -m handson run --ranks {request.ranks} --preset {request.preset} "
         f"{shlex.join([request.name, *request.argv])}"
     )
 
@@ -122,6 +135,7 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
         "LOCAL_WORLD_SIZE": str(request.ranks),
         "MASTER_ADDR": "127.0.0.1",
         "HANDSON_PRESET": request.preset,
+        "HANDSON_WITHOUT": ",".join(request.without),
         "HANDSON_DEVICE": "cpu" if cpu else "cuda",
         # One thread a rank: a rank stands for a device, and two ranks on two cores must not fight for them.
         "OMP_NUM_THREADS": "1" if cpu else os.environ.get("OMP_NUM_THREADS", "8"),
@@ -164,6 +178,7 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
         data=outcome.data,
         seconds=round(time.monotonic() - began, 3),
         error=outcome.error,
+        without=list(request.without),
     )
     return run
 

@@ -5,6 +5,7 @@ Sphinx-Gallery looks at a lesson's own text alone; a changed training script wou
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -42,14 +43,6 @@ def start(lesson: str) -> None:
     _used[lesson] = []
 
 
-def reset(gallery_conf: dict[str, Any], fname: str) -> None:
-    """Sphinx-Gallery's `reset_modules` hook: called with the lesson's path around each execution."""
-    if sources.CHECKOUT is not None:
-        lesson = Path(fname).resolve().relative_to(sources.CHECKOUT / "gallery").with_suffix("").as_posix()
-        if _used.get(lesson):
-            start(lesson)
-
-
 def note_use(request: store.Request, run: Run) -> None:
     """Remember that the lesson being executed showed this run."""
     if _recording is not None:
@@ -64,6 +57,7 @@ def note_use(request: store.Request, run: Run) -> None:
             "argv": list(request.argv),
             "ranks": request.ranks,
             "preset": request.preset,
+            "without": list(request.without),
             "key": run.key,
             "way": run.way,
             "date": run.provenance["date"],
@@ -92,9 +86,7 @@ def is_current(lesson: str) -> bool:
 
 def _same(entry: dict[str, Any]) -> bool:
     try:
-        request = store.Request(
-            sources.find_script(entry["script"]), tuple(entry["argv"]), entry["ranks"], entry["preset"]
-        )
+        request = store.Request.again(entry)
         if request.key != entry["key"]:
             return False
         found = store.recorded(request)[0] if entry["way"] == "recorded" else store.cached(request)
@@ -109,4 +101,4 @@ def _same(entry: dict[str, Any]) -> bool:
 
 
 def _gpu(request: store.Request) -> store.Request:
-    return store.Request(request.script, request.argv, request.ranks, "gpu")
+    return dataclasses.replace(request, preset="gpu")

@@ -19,7 +19,7 @@ class Run:
 
     `way` is how this run was obtained (`live`, `cached` or `recorded`), `note` what the reader must know about it
     (for example that a recording exists but was made by other code), `error` the text of a failure that the
-    lesson expected, `seconds` the wall-clock time of the job.
+    lesson expected, `seconds` the wall-clock time of the job, `without` the repairs that were left out to show a fault.
     """
 
     script: str
@@ -35,6 +35,7 @@ class Run:
     seconds: float
     error: str | None = None
     lessons: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
     way: str = "live"
     note: str = ""
 
@@ -56,7 +57,8 @@ class Run:
 
     def title(self) -> str:
         """The run in one short line, as status tables and progress lines name it."""
-        return " ".join([self.script, *self.argv]) + f" on {self.ranks} rank{'s' * (self.ranks != 1)}"
+        left_out = f" without the repair {', '.join(self.without)}" if self.without else ""
+        return " ".join([self.script, *self.argv]) + f" on {self.ranks} rank{'s' * (self.ranks != 1)}{left_out}"
 
     def provenance_line(self) -> str:
         """Where, with what and when these numbers were made."""

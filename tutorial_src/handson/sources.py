@@ -78,7 +78,9 @@ def name_of(path: Path) -> str:
     return f"handson/{path.relative_to(KIT).as_posix()}" if path.is_relative_to(KIT) else path.name
 
 
-def key_of(files: dict[str, str], argv: list[str] | tuple[str, ...], ranks: int, preset: str) -> str:
-    """The content key of a run: 64 hexadecimal digits."""
-    content = json.dumps([files, list(argv), ranks, preset], sort_keys=True)
+def key_of(
+    files: dict[str, str], argv: list[str] | tuple[str, ...], ranks: int, preset: str, without: tuple[str, ...]
+) -> str:
+    """The content key of a run: 64 hexadecimal digits. `without` names the repairs that it leaves out."""
+    content = json.dumps([files, list(argv), ranks, preset, list(without)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

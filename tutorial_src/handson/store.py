@@ -34,6 +34,18 @@ class Request:
     argv: tuple[str, ...]
     ranks: int
     preset: str  # gpu | laptop
+    without: tuple[str, ...] = ()  # repairs left out, to show the fault
+
+    @classmethod
+    def again(cls, made: Run | dict[str, Any]) -> Request:
+        """What was asked for when a run, or a lesson's note of one, was made.
+
+        Raises:
+            FileNotFoundError: when its script is not there any more.
+        """
+        had = made if isinstance(made, dict) else vars(made)
+        script = sources.find_script(had["script"])
+        return cls(script, tuple(had["argv"]), had["ranks"], had["preset"], tuple(had["without"]))
 
     @property
     def name(self) -> str:
@@ -45,13 +57,13 @@ class Request:
 
     @property
     def key(self) -> str:
-        return sources.key_of(self.files, self.argv, self.ranks, self.preset)
+        return sources.key_of(self.files, self.argv, self.ranks, self.preset, self.without)
 
     @property
     def file(self) -> Path:
         """Where this request's run is kept, relative to a store's root: readable, and unique by a short hash."""
         words = re.sub(r"[^A-Za-z0-9.=]+", "-", " ".join(a for a in self.argv if not a.startswith("-"))).strip("-")
-        unique = hashlib.sha256(json.dumps([self.argv, self.ranks, self.preset]).encode()).hexdigest()[:6]
+        unique = hashlib.sha256(json.dumps([self.argv, self.ranks, self.preset, self.without]).encode()).hexdigest()[:6]
         stem = "-".join(filter(None, [self.script.stem, words[:80].strip("-"), f"x{self.ranks}", self.preset, unique]))
         return Path(self.name).parent / f"{stem}.json"
 

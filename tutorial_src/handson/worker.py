@@ -63,6 +63,8 @@ def backend() -> str:
 
     NCCL refuses two ranks on one GPU, so a job with more ranks than GPUs runs on the CPU.
     """
+    # Ask the driver, not the CUDA runtime, which once asked would no longer let a job hide the GPUs from its ranks.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
     if os.environ.get("HANDSON_DEVICE") == "cpu" or not torch.cuda.is_available():

@@ -61,7 +61,7 @@ def _entry(path: Path, root: Path) -> dict[str, Any]:
         "date": run.provenance["date"],
     }
     try:
-        request = store.Request(sources.find_script(run.script), tuple(run.argv), run.ranks, run.preset)
+        request = store.Request.again(run)
         changed = store.changed_files(run, request)
     except (FileNotFoundError, SyntaxError) as error:
         return {**entry, "state": "stale", "detail": str(error), "way": "live"}
