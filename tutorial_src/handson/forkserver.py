@@ -133,7 +133,7 @@ def _run(order: dict) -> int:
     os.environ.update(order["env"])
     os.chdir(order["cwd"])
     sys.argv = [order["script"], *order["argv"]]
-    sys.path[0] = order["cwd"]
+    sys.path.insert(0, order["cwd"])  # the server itself runs with -P: no folder of the caller's is on its path
     if "torch" in sys.modules:
         import torch
 

@@ -67,7 +67,7 @@ def _server(flavour: str) -> _Server:
     else:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     process = subprocess.Popen(
-        [sys.executable, "-m", "handson.forkserver", str(theirs.fileno()), flavour],
+        [sys.executable, "-P", "-m", "handson.forkserver", str(theirs.fileno()), flavour],
         pass_fds=[theirs.fileno()],
         env=environment,
         stdin=subprocess.DEVNULL,

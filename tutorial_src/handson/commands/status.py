@@ -85,6 +85,9 @@ def status(*, as_json: bool, check: bool) -> int:
             lesson = entry["lessons"]
             print(f"\n{', '.join(lesson) or '(unreadable)'}")
         facts = " · ".join(str(entry[k])[:16] for k in ("key", "preset", "date") if k in entry)
+        if entry["state"] == "missing":
+            print("  missing  no recording: `python -m handson record` makes it on a GPU host")
+            continue
         where = entry.get("hardware", "")
         print(f"  {entry['state']:8} {entry['run']}\n           {facts} · {where} · here: {entry['way']}".rstrip(" ·"))
         if entry["detail"]:

@@ -1,0 +1,234 @@
+"""The built site, opened in a real browser as its readers do: headless Chromium, light and dark, desktop and phone."""
+
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parent.parent
+SITE = ROOT / "build" / "html"
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+def build():
+    """Build the site as nox does, with the checkout's own runs."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("HANDSON_BUILD", "HANDSON_RECORDINGS")
+    }
+    command = [sys.executable, str(ROOT / "docs" / "build.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The address of the built site."""
+    build()
+    handler = functools.partial(Quiet, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium of this host: $CHROMIUM, else the one on PATH."""
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        reason = "there is no Chromium: install Debian's `chromium`, or name one by CHROMIUM=/path"
+        if "CI" in os.environ:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        chromium = playwright.chromium.launch(executable_path=program, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(site, browser):
+    """Opens a page of the site, in a theme and at a size."""
+    contexts = []
+
+    def open_page(path, theme="light", size=DESKTOP):
+        context = browser.new_context(color_scheme=theme, viewport=size)
+        contexts.append(context)
+        page = context.new_page()
+        page.goto(site + path)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def pages():
+    """Every page, relative to the site."""
+    return sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if "_static" not in path.parts)
+
+
+def lesson_pages():
+    """The pages of lessons that start jobs."""
+    gallery = ROOT / "gallery"
+    found = [path.relative_to(gallery) for path in sorted(gallery.glob("*/plot_*.py")) if "launch(" in path.read_text()]
+    return [f"lessons/{path.with_suffix('.html').as_posix()}" for path in found]
+
+
+LESSONS = lesson_pages()
+
+
+def test_there_is_a_lesson():
+    assert LESSONS
+
+
+def test_building_again_executes_nothing(site):
+    assert "successfully executed 0 out of 0 files" in build()
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_lesson_shows_tables_with_headings_and_rows(visit, lesson):
+    page = visit(lesson)
+    tables = page.locator(".handson-table table")
+    assert tables.count() >= 2
+    for table in tables.all():
+        assert table.locator("thead th").count() >= 2 and table.locator("tbody tr").count() >= 1
+        assert table.locator("caption").inner_text().strip()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_lesson_shows_each_picture_in_the_theme_with_a_description(visit, lesson, theme):
+    page = visit(lesson, theme)
+    shown, hidden = (
+        page.locator(f"article img.only-{name}") for name in ((theme, "dark" if theme == "light" else "light"))
+    )
+    assert shown.count() == hidden.count() >= 1
+    for image in shown.all():
+        image.scroll_into_view_if_needed()
+        assert len(image.get_attribute("alt").split()) >= 3
+        assert image.is_visible() and image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+    assert not any(image.is_visible() for image in hidden.all())
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_lesson_says_where_its_numbers_come_from(visit, lesson):
+    lines = visit(lesson).locator(".handson-origin p[data-way]").all()
+    assert lines
+    for line in lines:
+        assert line.get_attribute("data-way") in ("live", "recorded")
+        said = line.inner_text()
+        assert "PyTorch 2." in said and "Colossal-AI 0.5.0" in said and re.search(r"\d{4}-\d\d-\d\d", said)
+        assert "H200" in said or "CPU" in said
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_lesson_offers_its_script_notebook_training_script_and_data(visit, lesson):
+    page = visit(lesson)
+    offered = {}
+    for link in page.locator("a.download").all():
+        address = urllib.parse.urljoin(page.url, link.get_attribute("href"))
+        answer = page.request.get(address)
+        assert answer.ok and answer.body(), address
+        offered[address.rpartition("/")[2]] = answer
+    name = Path(lesson).stem
+    assert f"{name}.py" in offered and f"{name}.ipynb" in offered
+    assert json.loads(offered[f"{name}.ipynb"].body())["cells"]
+    assert [file for file in offered if file.endswith(".whl")]
+    scripts = [file for file in offered if file.endswith(".py") and file != f"{name}.py"]
+    assert scripts
+    data = [json.loads(answer.body()) for file, answer in offered.items() if file.endswith(".json")]
+    assert data and all(len(run["key"]) == 64 for run in data)
+
+
+def test_repairs_page_lists_every_repair(visit):
+    from handson import repairs
+
+    page = visit("repairs.html")
+    listed = page.locator(".handson-repair h3 code").all_inner_texts()
+    assert sorted(listed) == sorted(repair.name for repair in repairs.all_repairs())
+    for issue in (repair.upstream for repair in repairs.all_repairs() if repair.upstream):
+        assert page.locator(f'a[href^="{issue.split()[0].rstrip(",;")}"]').count()
+
+
+def test_no_page_is_wider_than_a_phone(visit):
+    page = visit("index.html", size=PHONE)
+    root = page.url.removesuffix("index.html")
+    too_wide = []
+    for path in pages():
+        page.goto(root + path)
+        if page.evaluate("document.documentElement.scrollWidth > window.innerWidth"):
+            too_wide.append(path)
+    assert not too_wide
+
+
+def test_every_page_works_without_a_network_and_without_errors(visit):
+    page = visit("index.html")
+    root = page.url.removesuffix("index.html")
+    elsewhere, errors = [], []
+    page.on(
+        "request", lambda request: None if request.url.startswith((root, "data:")) else elsewhere.append(request.url)
+    )
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("response", lambda answer: errors.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
+    for path in pages():
+        page.goto(root + path)
+    assert not elsewhere and not errors
+
+
+def test_every_link_within_the_site_leads_somewhere(visit):
+    page = visit("index.html")
+    root = page.url.removesuffix("index.html")
+    broken = []
+    for path in pages():
+        page.goto(root + path)
+        for link in page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"):
+            target = urllib.parse.urlsplit(link)
+            file = SITE / urllib.parse.unquote(target.path).lstrip("/")
+            if link.startswith(root) and not (file / "index.html" if file.is_dir() else file).is_file():
+                broken.append(f"{path} -> {link}")
+    assert not broken
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_page_has_an_accessibility_violation(visit, theme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = visit("index.html", theme)
+    root = page.url.removesuffix("index.html")
+    violations = []
+    for path in pages():
+        page.goto(root + path)
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        for found in Axe().run(page).response["violations"]:
+            where = "; ".join(" ".join(node["target"]) for node in found["nodes"][:3])
+            violations.append(f"{path}: {found['id']}: {where}")
+    assert not violations, "\n".join(violations)
+
+
+def test_search_finds_the_lesson(visit):
+    page = visit("search.html?q=tensor+parallelism")
+    page.wait_for_selector("#search-results li a")
+    assert any("tensor_parallel" in link.get_attribute("href") for link in page.locator("#search-results li a").all())
