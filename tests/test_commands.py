@@ -29,6 +29,8 @@ def gallery(tmp_path, monkeypatch):
     topic = tmp_path / "checkout" / "gallery" / "topic"
     topic.mkdir(parents=True)
     monkeypatch.setattr(sources, "CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr(lessons, "_made", {})
+    monkeypatch.setattr(lessons, "_resuming", False)
     lesson = topic / "plot_ring.py"
     lesson.write_text(f'from handson import launch\nrun = launch({str(SCRIPTS / "ring.py")!r}, "ok", ranks=2)\n')
     return lesson
@@ -82,6 +84,19 @@ def test_a_lesson_that_fails_keeps_its_recordings(gallery, capsys):
     assert recording.record(["plot_ring"]) == 1
     assert path.read_text() == before
     assert "error: topic/plot_ring failed; its recordings are as they were" in capsys.readouterr().err
+
+
+def test_record_resumes_where_an_earlier_attempt_failed(gallery, monkeypatch):
+    from handson import launcher
+
+    whole = gallery.read_text()
+    gallery.write_text(whole + "raise RuntimeError('half way')\n")
+    assert recording.record(["plot_ring"]) == 1
+    gallery.write_text(whole)
+    lessons._made.clear()
+    monkeypatch.setattr(launcher, "run_ranks", lambda *a, **k: pytest.fail("the run was made again"))
+    assert recording.record(["plot_ring"], resume=True) == 0
+    assert len(list(store.recordings().rglob("*.json"))) == 1
 
 
 def test_an_unknown_lesson_is_named(gallery, capsys):

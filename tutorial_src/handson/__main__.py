@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
     record = commands.add_parser("record", help="execute lessons live on this host and write their recordings")
     record.add_argument("lessons", nargs="+", metavar="LESSON", help="such as multi_dimensional/plot_x, or all")
+    record.add_argument("--resume", action="store_true", help="keep what an earlier, interrupted attempt made here")
 
     status = commands.add_parser("status", help="which recordings are fresh")
     status.add_argument("--json", action="store_true", help="one JSON document")
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if asked.command == "record":
             from handson.commands.record import record as command
 
-            return command(asked.lessons)
+            return command(asked.lessons, resume=asked.resume)
         if asked.command == "doctor":
             from handson.commands.doctor import doctor as command
 

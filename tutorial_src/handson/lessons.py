@@ -17,6 +17,8 @@ from handson.run import Run
 
 _used: dict[str, list[dict[str, Any]]] = {}
 _recording: list[tuple[store.Request, Run]] | None = None
+_made: dict[str, Run] = {}
+_resuming = False
 
 
 def current_lesson() -> str | None:
@@ -47,6 +49,7 @@ def note_use(request: store.Request, run: Run) -> None:
     """Remember that the lesson being executed showed this run."""
     if _recording is not None:
         _recording.append((request, run))
+        _made[request.key] = run
     lesson = current_lesson()
     if lesson is None:
         return
@@ -65,6 +68,11 @@ def note_use(request: store.Request, run: Run) -> None:
         }
     )
     store.write(_note_file(lesson), json.dumps({"gpus": list(provenance.gpus()), "runs": used}, indent=1) + "\n")
+
+
+def recorded_now(request: store.Request) -> Run | None:
+    """The run that `handson record` made of this very request a moment ago, or (resuming) in an earlier attempt."""
+    return _made.get(request.key) or (store.cached(request) if _resuming else None)
 
 
 def is_current(lesson: str) -> bool:

@@ -76,7 +76,12 @@ def _server(flavour: str) -> _Server:
         start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the ranks in order
     )
     theirs.close()
-    ready = ours.recv(1 << 20)
+    try:
+        ready = ours.recv(1 << 20)
+    except BaseException:
+        process.kill()  # Ctrl-C during the imports: the server would finish them before it notices
+        process.wait()
+        raise
     if not ready:
         text = process.stderr.read().decode(errors="replace").strip()
         raise RunFailed(f"the process that forks ranks did not start:\n{text}")
@@ -107,20 +112,20 @@ def status(text: str, *, end: str = "\n") -> None:
 
 
 @contextlib.contextmanager
-def _reserved_port(host: str, wanted: int | None) -> Iterator[int]:
+def _reserved_port(wanted: int | None) -> Iterator[int]:
     """A free port, or the wanted one, that stays ours until the job ends.
 
     The socket is bound but does not listen; with SO_REUSEADDR on both sides rank 0 may still listen there, while
-    the kernel gives the number to nobody else who asks for any free port. So two builds do not collide.
+    the kernel gives the number to nobody else who asks for any free port. So two builds do not collide. It is bound
+    to every address, as rank 0's will be: a port can be free on the loopback and taken on another interface.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            holder.bind((host, wanted or 0))
+            holder.bind(("", wanted or 0))
         except OSError as error:
             raise RunFailed(
-                f"port {wanted} on {host} cannot be used ({error.strerror}): "
-                "name another, or name none and a free one is taken"
+                f"port {wanted} cannot be used ({error.strerror}): name another, or name none and a free one is taken"
             ) from None
         yield holder.getsockname()[1]
 
@@ -221,7 +226,7 @@ def run_ranks(
         KeyboardInterrupt: after every rank has been ended.
     """
     killed: set[int] = set()
-    with _reserved_port("127.0.0.1", port) as port:
+    with _reserved_port(port) as port:
         server = _server(flavour)
         job = _Job(title, ranks, on_line)
         job.selector.register(server.control, selectors.EVENT_READ, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,7 +81,8 @@ class Run:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        note = f'<p class="handson-note">{html.escape(self.note)}</p>' if self.note else ""
+        words = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(self.note))
+        note = f'<p class="handson-note">{words}</p>' if words else ""
         return (
             f'<div class="handson-provenance" data-way="{self.way}" data-key="{self.key}">'
             f"<p>{html.escape(self.provenance_line())}</p>"

@@ -8,6 +8,7 @@ the preset. Prose, plots and the launcher are not part of it: changing them make
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -41,7 +42,19 @@ def _module_file(module: str, folder: Path) -> list[Path]:
     return found
 
 
-def _imports(path: Path) -> set[str]:
+def _as_it_is(path: Path) -> tuple[Path, int, int]:
+    """What tells one state of a file from the next, for caches within one process."""
+    state = path.stat()
+    return path, state.st_mtime_ns, state.st_size
+
+
+@functools.lru_cache(4096)
+def _hash(path: Path, changed_ns: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.lru_cache(4096)
+def _imports(path: Path, changed_ns: int, size: int) -> frozenset[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
         if isinstance(node, ast.Import):
@@ -49,7 +62,7 @@ def _imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             # `from handson import worker` may import a module as well as a name.
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def files_of(script: Path, argv: list[str] | tuple[str, ...]) -> dict[str, str]:
@@ -61,14 +74,14 @@ def files_of(script: Path, argv: list[str] | tuple[str, ...]) -> dict[str, str]:
             continue
         seen.add(path)
         folder = script.parent if not path.is_relative_to(KIT) else KIT
-        for name in _imports(path):
+        for name in _imports(*_as_it_is(path)):
             waiting += _module_file(name, folder)
     for argument in argv:
         for value in (argument, argument.partition("=")[2]):
             # A Windows-length guard: an argument may be any text, also one too long to be a file's name.
             if value and len(value) < 256 and (script.parent / value).is_file():
                 seen.add((script.parent / value).resolve())
-    return dict(sorted((name_of(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in seen))
+    return dict(sorted((name_of(path), _hash(*_as_it_is(path))) for path in seen))
 
 
 def name_of(path: Path) -> str:

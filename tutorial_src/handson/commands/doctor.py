@@ -9,6 +9,7 @@ import subprocess
 
 from handson import provenance, repairs
 from handson.commands.status import collect
+from handson.repairs import noise
 
 
 def doctor() -> int:
@@ -43,6 +44,9 @@ def doctor() -> int:
         print("  no recordings here: every lesson would run live")
 
     print("\nRepairs of upstream faults")
+    if not missing:
+        # Asking whether a repair is needed imports colossalai, which would print eighty lines of warnings first.
+        repairs.apply(noise)
     for repair in repairs.all_repairs():
         _line(repair.name, f"{_state(repair, missing)}: {repair.symptom}")
     return int(bool(missing))

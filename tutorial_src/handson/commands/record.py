@@ -17,8 +17,12 @@ from handson.commands.status import lesson_names
 from handson.ranks import status
 
 
-def record(names: list[str]) -> int:
-    """Record each named lesson (`all` for every one); return how many failed, at most 1."""
+def record(names: list[str], *, resume: bool = False) -> int:
+    """Record each named lesson (`all` for every one); return 1 where one failed.
+
+    With `resume`, runs that an earlier attempt made with this very code on a host like this one are not made again.
+    """
+    lessons._resuming = resume
     chosen = _resolve(names)
     if chosen is None:
         return 2
