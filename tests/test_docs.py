@@ -1,5 +1,6 @@
 """The machinery of the site, without building it: options, pins, what makes a page outdated, what no page may show."""
 
+import hashlib
 import importlib
 import re
 import subprocess
@@ -107,8 +108,8 @@ def built(tmp_path, extension):
     (tmp_path / "conf.py").write_text("")
     for name, text in (("plot_run", "launch('train.py')"), ("plot_words", "print(1)")):
         (gallery / f"{name}.py").write_text(text)
-        for suffix in ("py", "rst", "py.md5"):
-            (pages / f"{name}.{suffix}").write_text("")
+        for suffix, content in (("py", text), ("rst", ""), ("py.md5", hashlib.md5(text.encode()).hexdigest())):
+            (pages / f"{name}.{suffix}").write_text(content)
     app = SimpleNamespace(confdir=tmp_path, srcdir=tmp_path / "docs")
     (pages.parent / ".kit").write_text(outdated._kit_digest(app))
     return SimpleNamespace(
@@ -136,6 +137,17 @@ def test_a_change_of_the_kit_executes_every_lesson_again(built, monkeypatch):
     (built.pages.parent / ".kit").write_text("another digest")
     built.forget()
     assert built.current() == []
+
+
+def test_a_lesson_to_be_executed_loses_its_old_thumbnail(built, monkeypatch):
+    monkeypatch.setattr(lessons, "is_current", lambda lesson: True)
+    thumbnails = built.pages / "images" / "thumb"
+    thumbnails.mkdir(parents=True)
+    for name in ("plot_run", "plot_words"):
+        (thumbnails / f"sphx_glr_{name}_thumb.png").write_text("")
+    (built.gallery / "plot_run.py").write_text("launch('train.py')  # another text")
+    built.forget()
+    assert [path.name for path in thumbnails.iterdir()] == ["sphx_glr_plot_words_thumb.png"]
 
 
 def test_nothing_is_left_of_a_lesson_that_was_removed(built, monkeypatch):

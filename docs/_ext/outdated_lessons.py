@@ -18,6 +18,7 @@ from handson import lessons
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.display import progress_message
+from sphinx_gallery.utils import get_md5sum
 
 KIT = Path(handson.__file__).parent
 logger = logging.getLogger(__name__)
@@ -48,9 +49,13 @@ def forget_outdated(app: Sphinx) -> None:
         for lesson in sorted(gallery.glob("*/plot_*.py")):
             name = lesson.relative_to(gallery).with_suffix("").as_posix()
             kept = pages / f"{name}.py.md5"
+            same_text = kept.is_file() and kept.read_text() == get_md5sum(lesson, mode="t")
             starts_jobs = "launch(" in lesson.read_text(encoding="utf-8")
-            if kept.is_file() and (kit_changed or (starts_jobs and not lessons.is_current(name))):
-                kept.unlink()
+            if kit_changed or not same_text or (starts_jobs and not lessons.is_current(name)):
+                kept.unlink(missing_ok=True)
+                # A failed execution leaves a PNG that says "BROKEN"; it would be shown before the next one's SVG.
+                for thumbnail in kept.parent.glob(f"images/thumb/sphx_glr_{lesson.stem}_thumb.*"):
+                    thumbnail.unlink()
     pages.mkdir(exist_ok=True)
     stamp.write_text(digest)
 

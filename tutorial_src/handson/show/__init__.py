@@ -2,7 +2,7 @@
 
 from handson.show.against import against
 from handson.show.components_map import component_map
-from handson.show.config_change import config_change
+from handson.show.config_lines import config_change
 from handson.show.diff import diff, source
 from handson.show.division import axis_table, division_table
 from handson.show.folded import answer

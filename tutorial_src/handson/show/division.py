@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from handson.show.conditions import RunLike, Runs, last
-from handson.show.config_change import assigned
+from handson.show import sharding
+from handson.show.conditions import RunLike, Runs, largest, last
+from handson.show.config_lines import assigned
 from handson.show.run_tables import formula_table
+from handson.show.style import percent
 from handson.show.tables import Table, code, lines
 
 
 def division_table(runs: Runs) -> Table:
-    """How many ranks lie along each axis in each run, and the lines of `config.py` that its arguments replace."""
+    """How many ranks lie along each axis, the lines of `config.py` that differ, and what the fullest rank holds."""
     body = []
     for label, run in runs.items():
         sizes = run.rows("mesh", rank=0)[0]["sizes"]
         changes = [code(assigned(argument)) for argument in run.argv if "=" in argument]
         axes = [sizes[axis] for axis in ("data", "pipeline", "tensor")]
-        body.append([label, run.ranks, *axes, lines(*changes) if changes else "as it comes"])
+        whole = sum(sharding.elements(row) for row in run.rows("parameter"))
+        held = percent(largest(run, "parameters_total", "count"), whole)
+        body.append([label, run.ranks, *axes, lines(*changes) if changes else "as it comes", held])
     return Table(
-        ["run", "ranks", "data", "pipeline", "tensor", "config.py"],
+        ["run", "ranks", "data", "pipeline", "tensor", "config.py", "parameters"],
         body,
         "How the ranks are divided: data × pipeline × tensor",
     )
@@ -96,6 +100,4 @@ def axis_table(runs: Runs) -> Table:
                 rows.append(
                     {**what, "formula": formula, "expected": expected, "counted": row["wire_bytes"], "unit": "B"}
                 )
-    table = formula_table(rows, caption="What rank 0 sends along each axis in one step")
-    note = "Activation: [images of one copy, tokens, hidden] in fp32; n: how many ranks lie along tensor (or data)."
-    return Table(table.columns, table.rows, table.caption, [note])
+    return formula_table(rows, caption="What rank 0 sends along each axis in one step")

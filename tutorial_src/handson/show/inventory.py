@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +47,10 @@ class Package:
             raise ModuleNotFoundError(f"there is no package {name} on this host", name=name)
         self.name, self.version = name, metadata.version(name)
         self.root = Path(found.submodule_search_locations[0])
-        self.modules = {module.name: module for module in map(self._read, sorted(self.root.rglob("*.py")))}
+        with warnings.catch_warnings():
+            # Python warns of escapes like "\\_" in docstrings that it reads: not ours to mend.
+            warnings.simplefilter("ignore")
+            self.modules = {module.name: module for module in map(self._read, sorted(self.root.rglob("*.py")))}
 
     def _read(self, path: Path) -> Module:
         parts = (self.name, *path.relative_to(self.root).with_suffix("").parts)

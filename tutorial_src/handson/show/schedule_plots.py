@@ -79,7 +79,9 @@ def _lanes(ax: Axes, key: tuple[str, int], spans: Sequence[dict[str, Any]], long
     ax.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in ranks])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    name = ORDERS.get(order, order) if pieces == 1 else f"{ORDERS.get(order, order)}, {pieces} micro-batches"
+    name = ORDERS.get(order, order)
+    if order != "data":
+        name += f", {pieces} micro-batch{'es' * (pieces > 1)}"
     idle = f": {style.number(100 * idle_share(spans))} % idle" if order != "data" else ""
     ax.set_title(f"{name}{idle}")
     return f"{name}{idle}, {style.quantity(length_ms(spans), 'ms')} long"

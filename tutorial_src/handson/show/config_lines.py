@@ -21,7 +21,7 @@ def changed(config: str, *assignments: str) -> str:
         line = re.compile(rf"^{re.escape(key)} = [^#\n]*?(?=  #|$)", re.MULTILINE)
         if not line.search(text):
             raise LookupError(f"{config} has no line that sets {key}")
-        text = line.sub(lambda _, new=assigned(assignment): new, text, count=1)
+        text = line.sub(assigned(assignment), text, count=1)
     return text
 
 
