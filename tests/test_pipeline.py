@@ -139,6 +139,7 @@ def test_all_reduces_are_traced_within_the_backward_pass():
         phases = {row["phase"]: row for row in run.rows("schedule", rank)}
         assert phases["forward"]["end_ms"] <= phases["backward"]["start_ms"] < phases["all_reduce"]["start_ms"]
         assert phases["all_reduce"]["end_ms"] <= phases["backward"]["end_ms"]
+    assert [row[0] for row in show.overlap_table(run).rows][-1] == "alone they take, in 1 bucket"
     picture = show.gantt(run)
     assert "data parallel" in picture.alt and "idle" not in picture.alt
 
@@ -160,6 +161,8 @@ def test_rank_0_sends_along_each_axis_what_the_formulas_say():
         ["pipeline of 2", "send"],
     ]
     assert [row[-1] for row in table.rows] == ["1.00×"] * 3
+    (row,) = show.division_table({"default": run}).rows
+    assert [*row[:5], row[5].text, row[6]] == ["default", 4, 1, 2, 2, "TIMED_STEPS = 1", "32.0 %"]
 
 
 @pytest.mark.ranks

@@ -72,14 +72,15 @@ show.in_flight_table(pipeline, 8)
 # The tutorial's engine knows 1F1B alone. GPipe's order above is upstream's own parts, put together in ``gpipe.py`` in
 # the order in which upstream's ``FillDrainPipelineEngine`` works; that engine runs over torch's RPC. The interleaved
 # schedule, where each rank holds several shorter stages, waits (p − 1)/(vm + p − 1) with v of them: today's API has it,
-# the older engine no longer starts it. The column *here* is what happened when each was asked.
+# the older engine no longer starts it. The column *here* is what happened when each was asked, on the CPU; the engines
+# over RPC want a GPU for each stage.
 
 upstream = launch("hybrid_parallel/upstream_schedules.py", preset="laptop", quiet=True)
 found = [
-    [show.lines(show.code(r["name"]), r["module"]), r["order"], r["fault"] or "starts"]
+    [show.code(f"{r['module']}.{r['name']}"), r["order"], r["fault"] or "starts"]
     for r in upstream.rows("upstream")
 ]
-columns = ["schedule, and where it is", "order", "here"]
+columns = ["schedule", "order", "here"]
 show.Table(columns, found, "Pipeline schedules in the installed Colossal-AI")
 
 # %%
@@ -94,7 +95,9 @@ data = launch(TRAIN + "--trace " + ALONE, ranks=4, quiet=True)
 show.gantt(data)
 
 # %%
-# Is the time hidden? Compare what the all-reduces cost alone with what they add to the step.
+# Each mark below a bar is a bucket on its way. To travel during the backward pass is not yet to cost nothing: an
+# all-reduce works on the same GPU or cores, and filling a bucket is a copy. So compare what the all-reduces add to a
+# step with what they take alone, and both with the step:
 
 show.overlap_table(data)
 
@@ -112,7 +115,9 @@ for n in (2, 4):
 show.formula_table(rows, caption="Data parallelism: bytes that a rank sends in a step")
 
 # %%
-# The global batch stays the same, so more ranks mean less work for each: strong scaling, the harder kind.
+# The global batch stays the same, so more ranks mean less work for each: strong scaling, the harder kind. What is lost
+# need not be communication. Compare four ranks' time without all-reduces above with a quarter of one device's: a
+# smaller share of the batch also makes worse use of a device.
 
 show.scaling(scaled)
 

@@ -69,7 +69,8 @@ def _lanes(ax: Axes, key: tuple[str, int], spans: Sequence[dict[str, Any]], long
         top, height = (lane + LANE - BELOW, BELOW) if apart else (lane, LANE - BELOW if below else LANE)
         corner = (span["start_ms"], top - LANE / 2)
         ax.add_patch(Rectangle(corner, width, height, **shape))
-        edge = {"edgecolor": style.BACKGROUND if not apart else style.FOREGROUND, "linewidth": 0.7}
+        thin = 0.7 if width > 0.005 * longest else 0.4
+        edge = {"edgecolor": style.FOREGROUND if apart else style.BACKGROUND, "linewidth": thin}
         ax.add_patch(Rectangle(corner, width, height, fill=False, hatch=PHASES[span["phase"]]["hatch"], **edge))
         if not apart and pieces > 1 and width > 0.022 * longest:
             ink = style.text_on(colour) if span["phase"] == "forward" else style.FOREGROUND

@@ -5,7 +5,7 @@ from __future__ import annotations
 from handson.show.conditions import RunLike
 from handson.show.run_tables import formula_table
 from handson.show.schedule_plots import ORDERS, in_flight
-from handson.show.style import number, quantity
+from handson.show.style import number, percent, quantity
 from handson.show.tables import Table
 
 
@@ -54,6 +54,6 @@ def overlap_table(run: RunLike) -> Table:
         "so they add": took["step_ms"] - took["without_ms"],
         f"alone they take, in {took['buckets']} bucket{'s' * (took['buckets'] > 1)}": took["all_reduce_ms"],
     }
-    body = [[what, quantity(time, "ms")] for what, time in times.items()]
+    body = [[what, quantity(time, "ms"), percent(time, took["step_ms"])] for what, time in times.items()]
     what = f"Averaging {quantity(took['bytes'], 'B')} of gradients over {run.ranks} ranks"
-    return Table(["part of a step", "median time"], body, what)
+    return Table(["part of a step", "median time", "of the step"], body, what)
