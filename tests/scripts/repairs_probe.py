@@ -51,7 +51,7 @@ def train_one_step_from_upstreams_own_weights() -> None:
     from engine import make_engine, take_step
     from vit import build_model
 
-    settings = train.read_settings(Namespace(config="config.py", overrides=OVERRIDES, check=False))
+    settings = train.read_settings(Namespace(config="config.py", overrides=OVERRIDES, check=False, trace=False))
     mesh = train.join_mesh(settings)
     seen = []
     model = build_model(settings)

@@ -133,6 +133,8 @@ def _run(order: dict) -> int:
     os.environ.update(order["env"])
     os.chdir(order["cwd"])
     sys.argv = [order["script"], *order["argv"]]
+    # Python tells a stale .pyc by the second and the size of its source; an edit may change neither.
+    sys.dont_write_bytecode = True
     sys.path.insert(0, order["cwd"])  # the server itself runs with -P: no folder of the caller's is on its path
     if "torch" in sys.modules:
         import torch
