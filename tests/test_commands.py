@@ -159,6 +159,16 @@ def test_doctor_says_what_the_host_can_do():
     assert "Traceback" not in done.stderr
 
 
+def test_install_takes_what_lessons_need_and_not_the_site():
+    from handson.commands.install import needed_by_lessons
+
+    needed = needed_by_lessons((KIT.parent / "requirements.txt").read_text())
+    assert "colossalai==0.5.0" in needed and "matplotlib==" in needed
+    assert "Sphinx==" not in needed and "pytest==" not in needed
+    with pytest.raises(ValueError, match="no section"):
+        needed_by_lessons("colossalai==0.5.0")
+
+
 def test_the_lesson_is_known_from_the_file_that_calls(gallery):
     recording.record(["plot_ring"])
     assert lessons._note_file("topic/plot_ring").is_file()
