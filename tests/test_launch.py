@@ -128,6 +128,8 @@ def _start_hanging_job() -> tuple[subprocess.Popen, set[int]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what it puts in the background with SIGINT ignored; these tests may be run like that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     limit = time.monotonic() + 60
     while len(children_of(job.pid)) < 5 and time.monotonic() < limit:
