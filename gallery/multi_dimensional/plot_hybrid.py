@@ -88,17 +88,12 @@ show.parity_table({**four, **eight})
 # %%
 # What the mixtures cost
 # ----------------------
-# Beside one device and the pure kinds on four ranks. How much memory a mixture saves, and at what price in time?
+# Beside one device and plain data parallelism. How much memory a mixture saves, and at what price in time?
 
 ONE = NO_PIPELINE + NO_TENSOR
 pure = {
     "one device": launch(TRAIN + ONE, ranks=1, quiet=True),
     "dp4": launch(TRAIN + ONE, ranks=4, quiet=True),
-    "1d4": launch(
-        TRAIN + NO_PIPELINE + "TENSOR_PARALLEL_SIZE=4 TENSOR_PARALLEL_MODE=1d",
-        ranks=4,
-        quiet=True,
-    ),
 }
 show.memory_bars({**pure, **four})
 
@@ -193,7 +188,8 @@ show.answer(
 # Run it yourself
 # ---------------
 # In ``tutorial_src/hybrid_parallel``, or in ``tutorial_src/step_by_step`` for ``booster.py``. Without ``--check
-# --measure`` the script trains; ``colossalai run`` takes the same arguments.
+# --measure`` the script trains; ``colossalai run`` takes the same arguments. With more ranks than the host has GPUs,
+# start with ``CUDA_VISIBLE_DEVICES=`` so that all of them use the CPU.
 
 runs = {**four, **eight, "today: pp2 × tp2": today["pp2 × tp2"]}
 print(*[run.command for run in runs.values()], sep="\n")

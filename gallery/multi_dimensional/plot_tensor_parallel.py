@@ -220,7 +220,8 @@ show.answer(
 # Run it yourself
 # ---------------
 # In ``tutorial_src/hybrid_parallel``; ``colossalai run`` takes the same arguments as ``torchrun``. The two lines of
-# ``config.py`` that change are the two last arguments; without ``--check --measure`` the script trains.
+# ``config.py`` that change are the two last arguments; without ``--check --measure`` the script trains. With more ranks
+# than the host has GPUs, start with ``CUDA_VISIBLE_DEVICES=`` so that all of them use the CPU.
 
 print(tensor["2D on 4"].command)
 
