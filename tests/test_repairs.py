@@ -10,6 +10,8 @@ from handson import launch, repairs
 from handson.repairs import legacy_cpu, legacy_engine, legacy_launch, legacy_layers, noise, titans_imports
 from handson.run import Run
 
+UPSTREAM = tuple(f"https://github.com/hpcaitech/{name}/issues/" for name in ("ColossalAI", "ColossalAI-Examples"))
+
 AREAS = (noise, titans_imports, legacy_launch, legacy_cpu, legacy_engine, legacy_layers)
 PROBE = str(Path(__file__).parent / "scripts" / "repairs_probe.py")
 NO_CUDA = ("Torch not compiled with CUDA enabled", "No CUDA GPUs are available", "no NVIDIA driver")
@@ -173,7 +175,7 @@ def test_repairs_are_named_once_and_say_what_a_reader_needs():
     assert len({repair.name for repair in listed}) == len(listed) >= len(RAISES) + len(SILENT)
     for repair in listed:
         assert repair.symptom and repair.cause and repair.area and repair.where.startswith("CPU")
-        assert repair.upstream == "" or repair.upstream.startswith("https://github.com/hpcaitech/ColossalAI/issues/")
+        assert repair.upstream == "" or repair.upstream.startswith(UPSTREAM)
 
 
 def test_listing_the_repairs_imports_none_of_the_repaired_packages():

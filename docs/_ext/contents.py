@@ -45,7 +45,7 @@ class Lessons(Directive):
         env.note_dependency(folder)
         items, named = nodes.bullet_list(), set()
         for line in filter(None, map(str.strip, self.content)):
-            name, _, title = line.rpartition(": ") if line.startswith("plot_") else ("", "", line)
+            name, _, title = line.partition(": ") if line.startswith("plot_") else ("", "", line)
             text = nodes.inline("", title)
             if name:
                 named.add(name)
