@@ -1,4 +1,4 @@
-"""`python -m handson run|record|status|doctor|install`: the kit's command line."""
+"""`python -m handson run|plan|record|status|doctor|install`: the kit's command line."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("script")
     run.add_argument("arguments", nargs=argparse.REMAINDER)
 
+    commands.add_parser("plan", help="what the auto-parallel solver would do on a mesh of devices that you do not own")
+
     record = commands.add_parser("record", help="execute lessons live on this host and write their recordings")
     record.add_argument("lessons", nargs="+", metavar="LESSON", help="such as multi_dimensional/plot_x, or all")
     record.add_argument("--resume", action="store_true", help="keep what an earlier, interrupted attempt made here")
@@ -31,13 +33,19 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="what this host can do, and which repairs it needs")
     commands.add_parser("install", help="install colossalai and titans without their outdated pins")
 
-    asked = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    # plan.py reads its own options; argparse would not hand on those that come first.
+    asked = argparse.Namespace(command="plan") if given[:1] == ["plan"] else parser.parse_args(given)
     # Each command imports what it needs: `status` must answer on a bare Python.
     try:
         if asked.command == "status":
             from handson.commands.status import status as command
 
             return command(as_json=asked.json, check=asked.check)
+        if asked.command == "plan":
+            from handson.commands.plan import plan as command
+
+            return command(given[1:])
         if asked.command == "record":
             from handson.commands.record import record as command
 
