@@ -85,7 +85,7 @@ FAULTS = {
     "getattr": ("upstream", "Could not compute metadata for get_attr target"),
     "flops": ("upstream", "KeyError"),
     "activation": ("upstream", "has no attribute 'activation_checkpoint'"),
-    "chen": ("chen", "object is not iterable"),
+    "chen": ("chen", "unsupported operand type(s) for +: 'NoneType' and 'int'"),
 }
 
 
@@ -154,16 +154,15 @@ def test_the_sweeps_tables_and_pictures_say_what_was_measured():
 
 @ranks
 def test_the_largest_batches_are_the_largest_that_fit():
-    run = launch("auto_parallel/auto_ckpt_batchsize_test.py --model gpt2 --cap 45", preset="laptop", quiet=True)
+    run = launch("auto_parallel/auto_ckpt_batchsize_test.py --model gpt2 --cap 70", preset="laptop", quiet=True)
     (setting,) = run.rows("ckpt_batch_setting")
-    rows = run.rows("ckpt_batch")
-    assert all(row["peak_bytes"] <= 45 * 2**20 for row in rows)
+    rows, cap = run.rows("ckpt_batch"), 70 * 2**20
+    assert all(row["peak_bytes"] <= cap for row in rows)
     plain = [row for row in rows if row["method"] == "none"]
     assert plain[-1]["batch"] == setting["plain_batch"] and rows[-1]["batch"] == setting["rotor_batch"]
     assert setting["rotor_batch"] >= 2 * setting["plain_batch"]
-    one, two = plain[0], plain[-1]
-    each = (two["peak_bytes"] - one["peak_bytes"]) / max(1, two["batch"] - one["batch"]) or one["peak_bytes"]
-    assert two["peak_bytes"] + setting["grain"] * each > 45 * 2**20 or one is two
+    each = (plain[-1]["peak_bytes"] - setting["fixed_bytes"]) / setting["plain_batch"]  # an upper bound: some is shared
+    assert plain[-1]["peak_bytes"] + setting["grain"] * each > cap
     assert [row["difference"] for row in rows if row["difference"] is not None] == [0]
     assert "with Rotor" in checkpoint_plots.throughput_against_batch(run).alt
     assert str(setting["rotor_batch"]) in str(checkpoint_tables.batch_table(run, caption="batches"))

@@ -1,6 +1,7 @@
 """Today's modes of sequence parallelism compute what one process computes; each fault shows without its repair."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 from handson import launch, repairs
@@ -135,6 +136,15 @@ def test_bertringattn_without_it_every_rank_computes_every_token():
     assert tokens(run, "ring_attn") == {128} and "divides nothing" in str(sequence_modes.verdict(run, "ring_attn"))
     refused = modes(job("MODEL=bert", 2))["ring_attn"]
     assert not refused["runs"] and refused["message"].startswith("ring_attn divides nothing in BERT")
+
+
+def test_glooalltoall_exchanges_what_pytorch_before_2_13_cannot():
+    run = launch(str(Path(__file__).parent / "scripts" / "gloo_probe.py"), ranks=3, preset="laptop", quiet=True)
+    for row in run.rows("exchange"):
+        assert row["repaired"] == [[other, row["rank"]] for other in range(3)]
+        # the repair is applied exactly where the fault is
+        assert (row["plain"] == "Backend gloo does not support alltoall") == row["needed"]
+        assert row["needed"] or row["plain"] == row["repaired"]
 
 
 def test_flashattn_without_it_the_first_forward_fails():

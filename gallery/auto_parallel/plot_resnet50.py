@@ -72,8 +72,8 @@ sharded_tables.parity({"2 × 2": four, "1 × 2": two})
 sharded_tables.links(two)
 
 # %%
-# With these speeds the solver made its plan. Beside it are two plans that nobody searched for, all data parallel and
-# all replicated, which run by the same machinery; and PyTorch's own data parallelism, with batch norm as it comes and
+# With these speeds the solver made its plan. Beside it are two plans that nobody searched for, ``all data`` parallel and
+# ``all replicated``, which run by the same machinery; and PyTorch's own data parallelism, with batch norm as it comes and
 # with batch norm over the whole batch, which the other plans have.
 
 measured = sharded_tables.measured_plans(two)
@@ -90,10 +90,10 @@ import textwrap
 print(textwrap.fill(sharded_tables.verdict(two), 84))
 
 # %%
-# Three things are wrong in the cost model whatever the host. Collectives of batch norm are charged nothing, two for each
+# Three things are wrong in the cost model on any host. Collectives of batch norm are charged nothing, two for each
 # layer whose batch is split. It charges for gathering the gradient of the input images, which nobody needs. And it
-# adds communication to computing, while DDP sends gradients in a few large buckets as the backward pass goes on. Where
-# ranks share their processor's cores, as on a laptop, collectives also wait for ranks that have not had their turn.
+# adds communication to computing, while DDP sends gradients in a few large buckets as the backward pass goes on.
+# Where ranks share the processor's cores, as on a laptop, collectives also wait for ranks that have not had their turn.
 #
 # What data parallelism must send is no secret, and is counted to the byte:
 
@@ -101,7 +101,7 @@ print(textwrap.fill(sharded_tables.verdict(two), 84))
 (sent,) = (row for row in two.rows("communication", rank=0) if row["plan"] == "DDP")
 reduced = [row for row in sent["rows"] if row["collective"] == "all_reduce"]
 gradients = {
-    "what": f"DDP's gradients on {two.ranks} ranks",
+    "what": "DDP's gradients",
     "formula": "2 (P − 1)/P × 4 bytes × parameters",
     "expected": 2 * (two.ranks - 1) / two.ranks * ddp["parameter_bytes"],
     "counted": sum(row["wire_bytes"] for row in reduced),
@@ -137,9 +137,9 @@ print(textwrap.fill(refused, 84))
 times = {row["plan"]: row["measured_ms"] for row in measured}
 ratio = show.relative(times["solver"], times["DDP"])
 claim = {
-    "claim": "a plan by integer programming against one by hand",
+    "claim": "solved against by hand",
     "paper": "“match or outperform”",
-    "measured": f"{ratio} the step time of DDP on {two.provenance['hardware']}",
+    "measured": f"{ratio} the step of DDP, {two.provenance['hardware']}",
     "source": ("Zheng et al. 2022", "https://arxiv.org/abs/2201.12023"),
 }
 show.paper_table([claim])

@@ -49,9 +49,10 @@ show.formula_table(speed.sent_rows(runs), caption=CAPTION)
 # %%
 # The optimizer's own share
 # -------------------------
-# LARS and LAMB take two norms of every tensor. Upstream's ``Lars`` and ``Lamb`` also wait until the host has read each
-# of them, which a GPU feels most; the repaired ``Lars`` leaves them on the device. SGD and AdamW are PyTorch's, which
-# on a GPU update many tensors by one kernel. This too is a cost of each step, not of each image.
+# LARS and LAMB go through the tensors one by one and take two norms of each: many small operations. Upstream's ``Lars``
+# and ``Lamb`` also wait until the host has read each norm; the repaired ``Lars`` leaves it on the device, so on a GPU
+# its two rows differ by the waiting. SGD and AdamW are PyTorch's, which on a GPU update many tensors by one kernel.
+# This too is a cost of each step, not of each image.
 
 speed.update_table({"1 rank": runs["1 rank"]})
 

@@ -120,7 +120,7 @@ def rerun() -> None:
     counts = dict.fromkeys((traced.label(index) for index in range(len(traced.stages))), -1)
     modules = {name.replace(".", "_"): module for name, module in task.model.named_modules()}
     for label in counts:
-        modules[label].register_forward_hook(lambda *_, label=label: counts.update({label: counts[label] + 1}))
+        modules[label].register_forward_pre_hook(lambda *_, label=label: counts.update({label: counts[label] + 1}))
     measured, off = peak_and_difference(task, partial(task.step, run), reference)
     worker.record(
         "answer", again=found.again, counted=list(counts.values()), budget=budget, predicted=found.peak_bytes,

@@ -18,8 +18,8 @@ from handson.measure.timing import median_step_time
 
 Step = Callable[[], None]
 
-# On the CPU: at least so many turns, and at most so many within so many seconds of computing.
-ROUNDS, ROUND_SECONDS = (2, 6), 6.0
+# On the CPU: at least so many turns, and at most so many within so many seconds of computing for each step.
+ROUNDS, STEP_SECONDS = (2, 6), 0.4
 
 
 def peak_bytes(task: Task, step: Step) -> int:
@@ -55,7 +55,7 @@ def step_seconds(task: Task, steps: Mapping[str, Step]) -> dict[str, float]:
     seconds = {name: [] for name in steps}
     began = time.process_time()
     while len(next(iter(seconds.values()))) < ROUNDS[0] or (
-        time.process_time() - began < ROUND_SECONDS and len(next(iter(seconds.values()))) < ROUNDS[1]
+        time.process_time() - began < STEP_SECONDS * len(steps) and len(next(iter(seconds.values()))) < ROUNDS[1]
     ):
         for name, step in steps.items():
             started = time.process_time()

@@ -20,7 +20,6 @@ from colossalai.auto_parallel.checkpoint.operation import (
     ForwardEnable,
     Loss,
     Operation,
-    Sequence,
 )
 from torch.fx import Graph
 
@@ -60,18 +59,26 @@ def solve(traced: Traced, budget: float, *, slots: int = SLOTS, headroom: float 
     """The fastest schedule whose peak stays within `budget` bytes of activations, or None where there is none.
 
     The solver rounds every size up to whole slots, up to one slot a stage, and so leaves memory unused. It is therefore
-    asked for slightly larger budgets too, and the fastest schedule is kept whose exact peak fits.
+    given a table that is larger by as much; less and less of it is used, until a schedule's exact peak fits.
     """
     began = time.perf_counter()
-    limit, rounding = budget * (1 - headroom), len(traced.stages) / slots
-    asked = (_table(traced, limit * (1 + rounding * share), slots) for share in (0.0, 0.25, 0.5, 0.75, 1.0))
-    fitting = [found for found in asked if found and peak_bytes(found[1].list_operations(), traced.chain) <= limit]
-    if not fitting:
+    limit, stages = budget * (1 - headroom), len(traced.stages)
+    slots += stages
+    solver = Rotor(traced, limit * slots / (slots - stages), slots)
+    chain = solver.chain
+    cost, back = solver._compute_table_c(chain, slots)
+    for available in range(slots - chain.x[0], 0, -1):
+        if not np.isfinite(cost[available, 0, stages]):
+            return None
+        sequence = solver._backtrack(chain, 0, stages, available, cost, back)
+        operations = sequence.list_operations()
+        peak = peak_bytes(operations, traced.chain)
+        if peak <= limit:
+            break
+    else:
         return None
-    solver, sequence, step_seconds = min(fitting, key=lambda found: found[2])
     solver._annotate_from_sequence(sequence, solver.node_list)
-    operations = sequence.list_operations()
-    again = [-1] * len(traced.stages)
+    again = [-1] * stages
     for operation in operations:
         if not isinstance(operation, Backward | Loss):
             again[operation.index] += 1
@@ -79,23 +86,11 @@ def solve(traced: Traced, budget: float, *, slots: int = SLOTS, headroom: float 
         budget=int(budget),
         operations=operations,
         graph=solver.graph,
-        peak_bytes=peak_bytes(operations, traced.chain),
-        step_seconds=step_seconds,
+        peak_bytes=peak,
+        step_seconds=float(cost[available, 0, stages]),
         again=again,
         solve_seconds=time.perf_counter() - began,
     )
-
-
-def _table(traced: Traced, budget: float, slots: int) -> tuple[Rotor, Sequence, float] | None:
-    """Fill the solver's table for this budget and read its schedule and its time off it."""
-    solver = Rotor(traced, budget, slots)
-    chain, stages = solver.chain, len(solver.chain)
-    cost, back = solver._compute_table_c(chain, slots)
-    available = slots - chain.x[0]
-    if available <= 0 or not np.isfinite(cost[available, 0, stages]):
-        return None
-    sequence = solver._backtrack(chain, 0, stages, available, cost, back)
-    return solver, sequence, float(cost[available, 0, stages])
 
 
 def peak_bytes(operations: list[Operation], chain: Chain) -> int:

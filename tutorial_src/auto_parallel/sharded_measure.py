@@ -32,7 +32,7 @@ STEPS = {"laptop": (1, 3), "gpu": (3, 10)}
 
 def measure(job: Job, search: Search | None, plan: Plan) -> None:
     """Measure the plan, the two that nobody searched for, and PyTorch's own data parallelism. `search` is rank 0's."""
-    forced = [search.forced(kind) for kind in ("data", "replicated")] if search else []
+    forced = [search.forced(kind, label=f"all {kind}") for kind in ("data", "replicated")] if search else []
     plans = share([("solver", plan), *((one.summary["plan"], one) for one in forced)])
     measure_plans(job, plans, total=len(plans) + 2)
     for number, synchronised in enumerate((False, True), len(plans)):
@@ -41,7 +41,7 @@ def measure(job: Job, search: Search | None, plan: Plan) -> None:
             synchronise(model, dist.group.WORLD)
         on_gpu = worker.device().type == "cuda"
         model = DistributedDataParallel(model, device_ids=[worker.device()] if on_gpu else None)
-        report("DDP, synchronised" if synchronised else "DDP", model, job.share(), job.batch)
+        report("DDP, batch norm over all" if synchronised else "DDP", model, job.share(), job.batch)
         del model
         worker.progress(number + 1, len(plans) + 2)
 

@@ -211,13 +211,14 @@ class Search:
             constraints=problem.numConstraints(),
         )
 
-    def forced(self, kind: str) -> Plan:
+    def forced(self, kind: str, *, label: str = "") -> Plan:
         """A plan that nobody searched for.
 
         Args:
             kind: `replicated`, where every device computes everything; or `data`, where every device has all the
                 parameters and its share of every activation, along both axes of the mesh. A node without such a
                 strategy gets the one that communicates least.
+            label: names the plan in its rows; the kind by default.
         """
         from colossalai.auto_parallel.tensor_shard.sharding_strategy import OperationDataType
 
@@ -241,7 +242,7 @@ class Search:
             number = min(numbers, key=lambda number, vector=vector: _cost_after(chosen, vector[number]))
             chosen[vector.node] = number
             solution.append(number)
-        return self.describe(solution, label=kind, status="forced")
+        return self.describe(solution, label=label or kind, status="forced")
 
     def describe(self, solution: list[int], *, label: str, status: str = "given", **solved: Any) -> Plan:
         """The rows of a plan from the indices of its strategies."""

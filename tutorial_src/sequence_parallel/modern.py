@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from handson import repairs, worker
-from handson.repairs import booster_cpu, booster_sequence, noise
+from handson.repairs import booster_cpu, booster_sequence, gloo, noise
 from modern_layout import Layout, layout_of, plugin_settings, read
 
 asked = read(sys.argv[1:], worker.place().world_size)
-repairs.apply(noise, booster_cpu, booster_sequence)  # before the import of what they repair
+repairs.apply(noise, booster_cpu, booster_sequence, gloo)  # before the import of what they repair
 
 import colossalai
 import torch

@@ -146,7 +146,7 @@ REPAIRS = (
     Repair(
         name="chen",
         area="activation checkpoint",
-        symptom="TypeError: 'bool' object is not iterable, from CheckpointSolverChen",
+        symptom="TypeError: unsupported operand type(s) for +: 'NoneType' and 'int', from CheckpointSolverChen",
         cause="auto_parallel/checkpoint/ckpt_solver_chen.py:33 gives its base four arguments by wrong position; :49 "
         "labels a node with a number where the code generator reads a list",
         upstream="",

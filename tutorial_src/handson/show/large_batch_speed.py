@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -25,6 +26,7 @@ def throughput(runs: Runs) -> picture.Picture:
     with style.context():
         drawn, axes = picture.new(height=3.3 * len(groups) + 0.2, nrows=len(groups))
         for ax, (title, group) in zip(axes.flat, groups, strict=True):
+            ends: list[tuple[float, int, str]] = []
             for index, (look, (label, run)) in enumerate(zip(ordered(len(group)), group.items(), strict=True)):
                 rows, full = run.rows("throughput", 0), run.rows("full", 0)[0]
                 sizes = [row["images_per_rank"] for row in rows]
@@ -33,18 +35,28 @@ def throughput(runs: Runs) -> picture.Picture:
                 ring = {"markersize": 12, "mfc": "none", "mec": style.FOREGROUND, "mew": 1.4}
                 ax.plot(full["images_per_rank"], full["images_per_second"], "o", **ring)
                 turns = " (taking turns)" if crowded(run) else ""
-                ax.annotate(
-                    f"{label}{turns}", (sizes[-1], speeds[-1]), (12, 0), textcoords="offset points", va="center"
-                )
+                ends.append((speeds[-1], sizes[-1], f"{label}{turns}"))
                 words.append(
                     f"{label} on {title} from {quantity(speeds[0], 'images/s')} at {sizes[0]} to "
                     f"{quantity(max(speeds), 'images/s')}, full from: {_full_from(run)}"
                 )
+            _label_ends(ax, ends)
             _axes(ax, sorted({row["images_per_rank"] for run in group.values() for row in run.rows("throughput", 0)}))
             precision = next(iter(group.values())).rows("throughput", 0)[0]["precision"]
             ax.set_title(f"{title}, {precision}", fontsize=10, color=style.MUTED)
         axes[-1, 0].set_xlabel("images of one rank in a step (ring: full from here, or the cap)")
         return picture.finish(drawn, f"Images a second: {'; '.join(words)}.")
+
+
+def _label_ends(ax: Axes, ends: list[tuple[float, int, str]]) -> None:
+    """Write each line's name at its end; of two that are close, the higher one a line of text further up."""
+    low, high = ax.dataLim.intervaly
+    points = 170 / max(math.log(high / low), 0.1)  # an axis is about so high
+    top = -math.inf
+    for y, x, text in sorted(ends):
+        height = points * math.log(y / low)
+        top = max(height, top + 13)
+        ax.annotate(text, (x, y), (12, top - height), textcoords="offset points", va="center")
 
 
 def _axes(ax: Axes, sizes: list[int]) -> None:

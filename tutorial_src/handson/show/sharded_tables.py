@@ -100,7 +100,7 @@ def against_truth(run: RunLike, *, caption: str = "") -> Table:
 
 
 def verdict(run: RunLike) -> str:
-    """Two sentences: the solver's plan against PyTorch's data parallelism, and where its prediction is wrong most."""
+    """The solver's plan against PyTorch's data parallelism, where its prediction is wrong most, and what is fastest."""
     rows = {row["plan"]: row for row in measured_plans(run)}
     mine, plain = rows["solver"], rows["DDP"]["measured_ms"]
     ratio = mine["measured_ms"] / plain
@@ -110,11 +110,13 @@ def verdict(run: RunLike) -> str:
         "computing": (mine["compute_ms"], mine["computing_ms"]),
         "communication": (charged, mine["communicating_ms"]),
     }
+    fastest = min(rows.values(), key=lambda row: row["measured_ms"])
     part, (predicted, measured) = max(errors.items(), key=lambda error: abs(error[1][1] - error[1][0]))
     return (
         f"The solver's plan {won} plain data parallelism (DDP): {quantity(mine['measured_ms'], 'ms')} a step against "
         f"{quantity(plain, 'ms')}. Its prediction is wrong most about {part}: {quantity(predicted, 'ms')} predicted, "
-        f"{quantity(measured, 'ms')} measured."
+        f"{quantity(measured, 'ms')} measured. Fastest of all was {fastest['plan']}, "
+        f"{quantity(fastest['measured_ms'], 'ms')}."
     )
 
 
@@ -132,20 +134,21 @@ def memory(runs: Runs, *, caption: str = "") -> Table:
             guess = predicted.get(plan)
             body.append(
                 [
-                    lines(plan, soft(label)),
+                    lines(plan, soft(f"{label}, {hardware(run)}")),
                     quantity(guess["budget_bytes"], "B") if guess and guess["budget_bytes"] else "—",
                     quantity(guess["memory_bytes"], "B") if guess else "—",
                     quantity(held["peak_bytes"], "B"),
                     relative(held["peak_bytes"], guess["memory_bytes"]) if guess else "—",
                     quantity(held["parameter_bytes"], "B"),
-                    quantity(held["gradient_bytes"], "B"),
                     quantity(held["activation_bytes"], "B"),
                 ]
             )
-    columns = ["plan", "budget", "predicted", "measured peak", "measured ÷ predicted"]
-    columns += ["parameters", "gradients", "saved activations"]
+    columns = ["plan", "budget", "predicted", "peak", "ratio", "parameters", "saved activations"]
     ways = "; ".join(f"{label}: {method}" for label, method in methods.items())
-    notes = [f"Of one device: the fullest rank. The peak is that of one training step ({ways})."]
+    notes = [
+        "Of one device: the fullest rank. The peak is measured in one training step, ratio is the peak by the "
+        f"prediction; gradients take as much as parameters ({ways})."
+    ]
     return Table(columns, body, caption or "Memory, predicted and measured", notes)
 
 
@@ -153,9 +156,7 @@ def links(run: RunLike, *, caption: str = "") -> Table:
     """What the costs in seconds stand on: a row "links" of the run."""
     (row,) = run.rows("links", rank=0)
     macs, step = quantity(row["macs"], "MAC"), quantity(row["step_ms"], "ms")
-    body = [
-        ["computing", f"{quantity(row['macs_per_second'], 'MAC/s')}", f"{macs} in a step of {step}, without others"]
-    ]
+    body = [["computing", f"{row['macs_per_second'] / 1e9:.3g} GMAC/s", f"{macs} in a step of {step} on one device"]]
     for axis, devices in enumerate(row["mesh"]):
         if devices > 1:
             speed, latency = f"{row['bytes_per_second'][axis] / 1e9:.3g} GB/s", quantity(row["latency_s"][axis], "s")
