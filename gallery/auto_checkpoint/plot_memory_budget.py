@@ -130,11 +130,12 @@ checkpoint_tables.baseline_table(
 checkpoint_tables.compile_table(networks, caption="Compiled blocks")
 
 # %%
-# That budget says what is saved, not how high the peak is, so it cannot be set to a number of bytes: compare in the
-# plots. With inductor, on a GPU, the compiler also fuses operators, so that time and memory differ from the plain
-# network's even where nothing runs again; with aot_eager, on a CPU, operators run one by one, and a decomposed batch
-# norm or GELU takes more of them. Other kernels round otherwise, and batch norm amplifies that: hold the compiled
-# gradients against "plain, rounded otherwise" above.
+# That budget says what is saved, not how high the peak is, so it cannot be set to a number of bytes. The compiler has
+# a choice that Rotor lacks: Rotor runs a stage again as a whole, the compiler can keep a block's matrix products and
+# compute only what is cheap between them again. With inductor, on a GPU, it also fuses operators, so that time and
+# memory differ from the plain network's even where nothing runs again; with aot_eager, on a CPU, operators run one by
+# one, and a decomposed batch norm or GELU takes more of them. Other kernels round otherwise, and batch norm amplifies
+# that: hold the compiled gradients against "plain, rounded otherwise" above.
 #
 # What solving takes
 # ------------------

@@ -72,9 +72,9 @@ sharded_tables.parity({"2 × 2": four, "1 × 2": two})
 sharded_tables.links(two)
 
 # %%
-# With these speeds the solver made its plan. Beside it are two plans that nobody searched for, ``all data`` parallel and
-# ``all replicated``, which run by the same machinery; and PyTorch's own data parallelism, with batch norm as it comes and
-# with batch norm over the whole batch, which the other plans have.
+# With these speeds the solver made its plan. Beside it are two plans that nobody searched for, ``all data`` parallel
+# and ``all replicated``, which run by the same machinery; and PyTorch's own data parallelism, with batch norm as it
+# comes and with batch norm over the whole batch, which the other plans have.
 
 measured = sharded_tables.measured_plans(two)
 predicted_measured(measured, title=two.provenance["hardware"])
@@ -147,14 +147,15 @@ show.paper_table([claim])
 # %%
 # Exercise
 # --------
-# In the plan for 2 × 2, how many collectives a step belong to batch norm, and were charged nothing? Count in the table
-# above, then unfold.
+# In the plan for 2 × 2, how many collectives a step belong to batch norm, and were charged nothing? Not every one of
+# these layers has its batch split. Count in the table above, then unfold.
 
+batch_norms = [row for row in nodes if row["op"] == "batch_norm"]
 # sphinx_gallery_start_ignore
-norms = [row for row in nodes if row["strategy"].endswith("SYNC_BN")]
+split = [row for row in batch_norms if row["strategy"].endswith("SYNC_BN")]
 show.answer(
-    f"{len(norms)} batch norms split the batch, and each needs one collective forward and one backward: "
-    f"{2 * len(norms)}.",
+    f"Of {len(batch_norms)} batch norms {len(split)} split the batch, and each of these needs one collective forward "
+    f"and one backward: {2 * len(split)}.",
     "Forward gathers every rank's mean and variance; backward adds up two sums over the batch, which are also the "
     "gradients of the layer's weight and bias.",
 )

@@ -11,6 +11,8 @@ import torch
 from handson import repairs, worker
 from handson.repairs import auto_checkpoint, auto_trace, noise
 
+SLOTS = 150  # of memory, where tables are compared: upstream's Python takes seconds for more
+
 
 def inputs_of(name: str, batch: int, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Images of 32 x 32, or tokens and labels, for a network of this name."""
@@ -59,14 +61,14 @@ def table() -> None:
         stages = len(traced.chain)
         traced.chain.ftime = (torch.rand(stages, generator=drawn) + 0.1).tolist()
         traced.chain.btime = [*(2 * time for time in traced.chain.ftime), 0.0]
-        solver = rotor.Rotor(traced, 0.6 * traced.saved_bytes, 300)
+        solver = rotor.Rotor(traced, 0.6 * traced.saved_bytes, SLOTS)
         began = time.process_time()
-        cost, back = solver._compute_table_c(solver.chain, 300)
+        cost, back = solver._compute_table_c(solver.chain, SLOTS)
         ours = time.process_time()
-        theirs_cost, theirs_back = solver._compute_table(solver.chain, 300)
+        theirs_cost, theirs_back = solver._compute_table(solver.chain, SLOTS)
         theirs = time.process_time()
         wrong = finite = 0
-        for m in range(301):
+        for m in range(SLOTS + 1):
             for i in range(stages + 1):
                 for j in range(i, stages + 1):
                     expected = theirs_cost[m][i][j]
@@ -76,7 +78,7 @@ def table() -> None:
                         keep, *run_on = theirs_back[m][i][j]
                         wrong += (keep, *(run_on or [0])) != (bool(back[m, i, j, 0]), back[m, i, j, 1])
         sequences = [
-            repr(solver._backtrack(solver.chain, 0, stages, 300 - solver.chain.x[0], *tables))
+            repr(solver._backtrack(solver.chain, 0, stages, SLOTS - solver.chain.x[0], *tables))
             for tables in ((cost, back), (theirs_cost, theirs_back))
         ]
         worker.record(

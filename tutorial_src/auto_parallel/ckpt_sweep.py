@@ -90,7 +90,9 @@ def sweep(task: Task, traced: Traced, *, budgets: int) -> list[Point]:
         bench.add(baseline := Point(method, label), step)
         bench.schedule(baseline.peak_bytes, bench.fit(baseline.peak_bytes, **EXACT), beside=label)
         worker.progress(len(bench.points), total)
-    taken = step_seconds(task, {str(k): step for k, step in bench.steps.items()})
+    # By peak: a step after one that used much less would pay for getting the memory from the system again.
+    in_order = sorted(bench.steps, key=lambda index: bench.points[index].peak_bytes)
+    taken = step_seconds(task, {str(index): bench.steps[index] for index in in_order})
     for index, seconds in taken.items():
         bench.points[int(index)].step_seconds = seconds
     plain_seconds = bench.points[0].step_seconds

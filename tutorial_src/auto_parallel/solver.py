@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from handson import repairs
-from handson.repairs import auto_parallel, auto_parallel_run, auto_trace, legacy_engine, noise
+from handson.repairs import auto_parallel, auto_parallel_run, auto_trace, gloo, legacy_engine, noise
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Of the legacy engine's repairs auto-parallel needs one: its search, too, writes thousands of lines that are not shown.
 LOGGING = SimpleNamespace(REPAIRS=tuple(repair for repair in legacy_engine.REPAIRS if repair.name == "stack"))
-AREAS = (noise, auto_trace, auto_parallel, auto_parallel_run, LOGGING)
+AREAS = (noise, auto_trace, auto_parallel, auto_parallel_run, gloo, LOGGING)
 
 LOADERS = ("replicated", "distributed")
 MIB = 1 << 20
