@@ -131,6 +131,7 @@ show.paper_table(
 # --------
 # How much memory would the largest batch with Rotor take without checkpoints? Use the affine formula, then unfold.
 
+print(f"batch {setting['rotor_batch']}, {each / 2**20:.2f} MiB an image")
 # sphinx_gallery_start_ignore
 needed = one["peak_bytes"] + (setting["rotor_batch"] - one["batch"]) * each
 show.answer(
@@ -154,5 +155,5 @@ show.provenance_table(run)
 # %%
 # .. handson-downloads:: auto_parallel/auto_ckpt_batchsize_test.py auto_parallel/networks.py
 #
-# The paper: Jain et al. `<https://arxiv.org/abs/1910.02653>`_. What a large batch needs to train well is in the
+# The paper: `Jain et al. 2019 <https://arxiv.org/abs/1910.02653>`_. What a large batch needs to train well is in the
 # section on large-batch training.

@@ -25,8 +25,8 @@ checkpoint_map.recompute_map(resnet)
 
 # %%
 # A row is a schedule, a column a stage: as much of the network as hangs on one value, for a ResNet a block. With less
-# memory more stages throw their activations away. A darker stage runs again more than once: what was computed a second
-# time has been thrown away once more.
+# memory more stages throw their activations away. A stage in a stronger tone runs again more than once: what was
+# computed a second time has been thrown away once more.
 #
 # A stage is cheap to run again where it saves much for each millisecond of its forward pass. Here are the stages, added
 # up by layer.
@@ -83,7 +83,7 @@ for label, run in networks.items():
     formula.append(
         {
             "what": f"{label}, nothing runs again",
-            "formula": "max over i of input + Σ x̄ + xᵢ + eᵢ",
+            "formula": "maxᵢ (input + Σ x̄ + xᵢ + eᵢ)",
             "expected": max(sums),
             "counted": run.rows("ckpt_point")[0]["peak_bytes"],
             "unit": "B",
@@ -121,8 +121,8 @@ checkpoint_tables.baseline_table(
 )
 
 # %%
-# A schedule by hand is one that Rotor could choose too, so it should never be faster; differences of a few per cent,
-# either way, are the clock's noise.
+# A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster. The clock adds its
+# noise, on a busy CPU several per cent either way.
 #
 # ``torch.compile`` has a budget of its own: the share that it saves of what the compiler would save by itself. Every
 # block is compiled by itself here, and the compiler decides operator by operator.
@@ -157,9 +157,9 @@ longer = {
     "rotor": least["relative"] - 1,
     "chen": next(row["relative"] - 1 for row in points if row["method"] == "chen"),
 }
-stages = resnet.rows("ckpt_stage")
 forward, backward = (
-    sum(stage[f"{way}_seconds"] for stage in stages) for way in ("forward", "backward")
+    sum(stage[f"{way}_seconds"] for stage in resnet.rows("ckpt_stage"))
+    for way in ("forward", "backward")
 )
 pairs = [
     pair
@@ -193,8 +193,10 @@ show.paper_table(dict(zip(columns, claim, strict=True)) for claim in claims)
 # --------
 # No schedule can do without this: while stage :math:`i` runs backward, the network's input, the stage's input, what
 # the stage saves, the gradient of its output and its extra memory are all there. Which stage of ResNet-50 needs most,
-# and how far above that is the smallest budget? Use ``resnet.rows("ckpt_stage")``, then unfold.
+# and how far above that is the smallest budget? Start from here, then unfold.
 
+stages = resnet.rows("ckpt_stage")
+print(stages[0])
 # sphinx_gallery_start_ignore
 first = resnet.value("ckpt_setting", "input_bytes")
 inputs = [0, *(stage["output_bytes"] for stage in stages[:-1])]
@@ -231,6 +233,6 @@ show.provenance_table(networks)
 # %%
 # .. handson-downloads:: auto_parallel/auto_ckpt_solver_test.py auto_parallel/networks.py
 #
-# What a solver does for the batch size: :doc:`plot_largest_batch`. The papers: Chen et al.
-# `<https://arxiv.org/abs/1604.06174>`_ and Beaumont et al. `<https://arxiv.org/abs/1911.13214>`_. PyTorch's own:
-# `torch.utils.checkpoint <https://docs.pytorch.org/docs/stable/checkpoint.html>`_.
+# What a solver does for the batch size: :doc:`plot_largest_batch`. The papers: `Chen et al. 2016
+# <https://arxiv.org/abs/1604.06174>`_ and `Beaumont et al. 2019 <https://arxiv.org/abs/1911.13214>`_. PyTorch's own
+# checkpointing: `torch.utils.checkpoint <https://docs.pytorch.org/docs/stable/checkpoint.html>`_.

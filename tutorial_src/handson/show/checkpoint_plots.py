@@ -112,7 +112,7 @@ def throughput_against_batch(run: RunLike, unit: str = "images/s") -> picture.Pi
         ax.set(xlabel="batch size", ylabel=f"throughput ({unit})", ylim=(0, top), xlim=(0, None))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid()
-        ax.legend(loc="lower right")
+        ax.legend(loc="lower center")
         said = [f"{row['batch']}: {style.quantity(row['per_second'], unit)}" for row in plain]
         more = [f"{row['batch']}: {style.quantity(row['per_second'], unit)}" for row in solved[1:]]
         cap = style.quantity(setting["cap_bytes"], "B")

@@ -12,7 +12,8 @@ from handson.show.tables import Table, failure
 
 def percent_off(value: float, other: float) -> str:
     """Return by how much a value is above or below another: "+3.1 %"."""
-    return f"{100 * (value / other - 1):+.1f} %".replace("-", "−")
+    percent = round(100 * (value / other - 1), 1)
+    return f"{percent:+.1f} %".replace("-", "−") if percent else "0.0 %"
 
 
 def setting_table(runs: dict[str, RunLike]) -> Table:
