@@ -7,6 +7,8 @@ numbers. The difference is what communicating really cost, beside what the cost 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import gc
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -36,12 +38,13 @@ def measure(job: Job, search: Search | None, plan: Plan) -> None:
     plans = share([("solver", plan), *((one.summary["plan"], one) for one in forced)])
     measure_plans(job, plans, total=len(plans) + 2)
     for number, synchronised in enumerate((False, True), len(plans)):
+        before = held()
         model = job.model()
         if synchronised:
             synchronise(model, dist.group.WORLD)
         on_gpu = worker.device().type == "cuda"
         model = DistributedDataParallel(model, device_ids=[worker.device()] if on_gpu else None)
-        report("DDP, batch norm over all" if synchronised else "DDP", model, job.share(), job.batch)
+        report("DDP, batch norm over all" if synchronised else "DDP", model, job.share(), job.batch, before=before)
         del model
         worker.progress(number + 1, len(plans) + 2)
 
@@ -87,10 +90,22 @@ def measure_plans(job: Job, plans: dict[str, Plan], *, total: int, done: int = 0
             worker.log(f"{label}: the same strategies as {same}")
             row("same", plan=label, same_as=same)
             continue
+        before = held()
         sharded = build(job, one)
-        report(label, sharded.model, job.data(), job.batch, timed=timed, quiet_too=timed)
+        report(label, sharded.model, job.data(), job.batch, before=before, timed=timed, quiet_too=timed)
         del sharded
         worker.progress(done + number + 1, total)
+
+
+def held() -> int:
+    """Bytes that this rank's GPU holds before a model is built.
+
+    Upstream's graph passes keep earlier models alive, and a plan's peak must not count those. Where tensors are counted
+    (on the CPU), only those that the step touches are.
+    """
+    gc.collect()
+    device = worker.device()
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def report(
@@ -99,10 +114,11 @@ def report(
     data: tuple[Tensor, Tensor],
     batch: int,
     *,
+    before: int,
     timed: bool = True,
     quiet_too: bool = False,
 ) -> None:
-    """Time steps on this batch, count one step's memory and communication, and log and record them under this label."""
+    """Time steps on this batch, count one step's memory (above `before` bytes) and communication; log and record all."""
     device, (warmup, repeats) = worker.device(), STEPS[worker.preset()]
     step, said = stepper(model, *data), ""
     if timed:
@@ -133,6 +149,7 @@ def report(
             step()
 
     memory = step_memory(counted, model=model, alive=data, device=device)
+    memory = dataclasses.replace(memory, peak_bytes=memory.peak_bytes - before)
     worker.record("memory", plan=label, **memory.fields())
     worker.record("communication", plan=label, rows=counter.rows())
     calls = sum(counted_row["calls"] for counted_row in counter.rows())
