@@ -121,8 +121,9 @@ checkpoint_tables.baseline_table(
 )
 
 # %%
-# A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster. The clock adds its
-# noise, on a busy CPU several per cent either way.
+# A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster. By the clock it can
+# be: stages that were timed one by one do not add up exactly to a step. Where the table above says so, the solver's
+# schedule was a little behind; on a busy CPU there is noise besides, either way.
 #
 # ``torch.compile`` has a budget of its own: the share that it saves of what the compiler would save by itself. Every
 # block is compiled by itself here, and the compiler decides operator by operator.
@@ -140,7 +141,7 @@ checkpoint_tables.compile_table(networks, caption="Compiled blocks")
 # What solving takes
 # ------------------
 # Rotor is a dynamic programme over memory, first and last stage. Upstream's C source is missing from the published
-# package and its Python takes 21 to 24 s on GPT-2 medium; here numpy fills the same table, entry for entry, for all
+# package, and its Python fills the table one entry at a time; here numpy fills the same table, entry for entry, for all
 # amounts of memory at once (:doc:`repair rotor </repairs>`). "Solved in", above, is its time.
 
 checkpoint_tables.setting_table(networks)
