@@ -172,3 +172,9 @@ def test_install_takes_what_lessons_need_and_not_the_site():
 def test_the_lesson_is_known_from_the_file_that_calls(gallery):
     recording.record(["plot_ring"])
     assert lessons._note_file("topic/plot_ring").is_file()
+
+
+def test_a_recorded_traceback_names_no_folder_of_the_host():
+    inside = Path(pytest.__file__).parent / "main.py"
+    text = recording.without_folders(f'File "{sources.SCRIPTS / "hybrid_parallel" / "train.py"}", line 1\nFile "{inside}", line 2')
+    assert text == f'File "hybrid_parallel/train.py", line 1\nFile "{inside.parent.name}/main.py", line 2'

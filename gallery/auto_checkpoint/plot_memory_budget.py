@@ -121,8 +121,8 @@ checkpoint_tables.baseline_table(
 )
 
 # %%
-# A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster. By the clock it can
-# be: stages that were timed one by one do not add up exactly to a step. Where the table above says so, the solver's
+# A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster. By the clock it
+# can be: stages that were timed one by one do not add up exactly to a step. Where the table above says so, the solver's
 # schedule was a little behind; on a busy CPU there is noise besides, either way.
 #
 # ``torch.compile`` has a budget of its own: the share that it saves of what the compiler would save by itself. Every
