@@ -83,7 +83,7 @@ checkpoint_tables.batch_gradients(run)
 
 best = max(rows, key=lambda row: row["per_second"])
 show.Table(
-    ["", "batch", "throughput", "÷ the best without"],
+    ["with", "batch", "throughput", "÷ the best without"],
     [
         [
             name,
