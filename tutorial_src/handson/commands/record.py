@@ -90,8 +90,9 @@ def _execute(lesson: str) -> list | None:
 
 def without_folders(traceback_text: str) -> str:
     """Name each file of a traceback from its import root on: a recording tells no folder of the host that made it."""
-    roots = {str(Path(root).resolve()) for root in (*sys.path, sources.SCRIPTS) if root}
-    for root in sorted(roots, key=len, reverse=True):
+    roots = {str(Path(root).resolve()) for root in sys.path if root}
+    # First the scripts' own: a script's folder may be on the path too, and must stay in its name.
+    for root in (str(sources.SCRIPTS), *sorted(roots, key=len, reverse=True)):
         traceback_text = traceback_text.replace(f"{root}{os.sep}", "")
     return traceback_text
 
