@@ -57,9 +57,19 @@ def test_stages_run_again_as_often_as_the_schedule_says_within_its_budget():
 @ranks
 def test_rotor_is_never_behind_blocks_checkpointed_by_hand():
     answers = ask("by_hand").rows("answer")
-    assert [answer["blocks"] for answer in answers] == list(range(1, 13))
+    assert [(answer["blocks"], answer["skipped"]) for answer in answers] == [
+        (n, s) for n in range(1, 13) for s in (0, 0.6)
+    ]
     for answer in answers:
         assert answer["kept"] and answer["rotor"] <= answer["by_hand"] + 1e-9
+
+
+@ranks
+def test_a_recomputation_stops_before_a_blocks_last_product_and_the_profile_knows_it():
+    shares = ask("skipped").value("answer", "shares")
+    halves = [share for name, share in shares.items() if name.endswith("ln_2")]
+    # The second product of an MLP is about half of its forward pass; a profile without it would say 0.
+    assert halves and all(0.05 < share < 0.85 for share in halves)
 
 
 @ranks

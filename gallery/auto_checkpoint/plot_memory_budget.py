@@ -121,10 +121,15 @@ checkpoint_tables.baseline_table(
 )
 
 # %%
-# A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster. By the clock it
-# can be: stages that were timed one by one do not add up exactly to a step. Where the table above says so, the solver's
-# schedule was a little behind; on a busy CPU there is noise besides, either way.
-#
+# A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster; on a busy CPU
+# there is noise, either way. By the clock this holds only if the solver knows one detail. PyTorch ends a recomputation
+# as soon as backward has all it needs: where a region ends with a block, the block's last matrix product is not
+# computed again. To upstream's solver all cuts are alike. Our script also measures what is skipped when a recomputation
+# ends with a stage ("skipped at an end" in the next table), and the solver counts it.
+
+checkpoint_tables.stage_table(gpt, caption="GPT-2: what stages save and cost")
+
+# %%
 # ``torch.compile`` has a budget of its own: the share that it saves of what the compiler would save by itself. Every
 # block is compiled by itself here, and the compiler decides operator by operator.
 

@@ -1,5 +1,6 @@
 """What the tests of networks and auto-checkpoint ask of a live rank: `checkpoint_probe.py QUESTION` records one row."""
 
+import itertools
 import sys
 import time
 from functools import partial
@@ -131,7 +132,10 @@ def rerun() -> None:
 
 
 def by_hand() -> None:
-    """What Rotor's schedule costs beside every schedule by hand, k blocks of two stages, in just as much memory."""
+    """What Rotor's schedule costs beside every schedule by hand, k blocks of two stages, in just as much memory.
+
+    Once with every recomputation run to its end, once with a part of the second stage skipped, as torch skips it.
+    """
     import rotor
     from ckpt_chain import trace
     from colossalai.auto_parallel.checkpoint.operation import Backward, ForwardCheck, ForwardEnable, ForwardNograd
@@ -142,7 +146,8 @@ def by_hand() -> None:
     chain, stages = traced.chain, len(traced.chain)
     chain.ftime = [1.0 + 0.5 * (index % 2) for index in range(stages)]
     chain.btime = [*(2 * time for time in chain.ftime), 0.0]
-    for blocks in range(1, 13):
+    for blocks, skipped in itertools.product(range(1, 13), (0.0, 0.6)):
+        chain.skipped = [skipped * (index and index % 2 == 0) for index in range(stages)]
         first, inside = 1, range(1, 1 + 2 * blocks)  # stage 0 is the embedding
         forward = [
             ForwardEnable(i) if i not in inside else ForwardCheck(i) if (i - first) % 2 == 0 else ForwardNograd(i)
@@ -152,9 +157,25 @@ def by_hand() -> None:
         for i in reversed(range(first, 1 + 2 * blocks, 2)):
             backward += [ForwardEnable(i), ForwardEnable(i + 1), Backward(i + 1), Backward(i)]
         peak = rotor.peak_bytes([*forward, *backward, Backward(0)], chain)
-        cost = traced.plain_seconds + sum(chain.ftime[i] for i in inside)
+        cost = traced.plain_seconds + sum(chain.ftime[i] - chain.skipped[i] for i in inside)
         found = rotor.solve(traced, peak, slots=1000, headroom=0.0)
-        worker.record("answer", blocks=blocks, by_hand=cost, rotor=found.step_seconds, kept=found.peak_bytes <= peak)
+        worker.record(
+            "answer", blocks=blocks, skipped=skipped, by_hand=cost, rotor=found.step_seconds,
+            kept=found.peak_bytes <= peak,
+        )  # fmt: skip
+
+
+def skipped() -> None:
+    """What a recomputation that ends with a stage saves of its forward pass, as a share of it; stage by stage."""
+    import ckpt_tasks
+    from ckpt_chain import profile, trace
+
+    task = ckpt_tasks.with_batch(ckpt_tasks.build("gpt2"), 16)  # products dear enough to hide what a call costs
+    traced = trace(task.model, task.inputs)
+    profile(traced, task.inputs, repeats=5)
+    chain = traced.chain
+    shares = {traced.label(i): chain.skipped[i] / chain.ftime[i] for i in range(len(chain))}
+    worker.record("answer", shares=shares)
 
 
 def count() -> None:

@@ -2,10 +2,13 @@
 
 Colossal-AI's tracer writes the model down as a graph; its linearisation groups the nodes into stages, each fed by the
 one before alone. What a stage saves for backward (`xbar`) and what it hands on (`x`) are colossalai's estimates, made
-on meta tensors without computing anything. Two things are measured here, by running every stage alone:
+on meta tensors without computing anything. Three things are measured here, by running every stage alone:
 
 - its times. Upstream's profile leaves them at zero and its solver then counts nodes: a view is as dear as a
   convolution, backward as dear as forward;
+- the part of its forward pass that is skipped when a recomputation ends with it: torch.utils.checkpoint stops as soon
+  as backward has all it needs, before a transformer's last product, say. Upstream's solver does not know of it and
+  cannot tell a cut after a dear product from one after a cheap sum;
 - the most memory that it takes beside what it saves (`btmp`). Upstream's estimate leaves out the gradients of
   parameters before they are added up, and the workspace of kernels. The difference is this stage's margin.
 """
@@ -13,8 +16,10 @@ on meta tensors without computing anything. Two things are measured here, by run
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from colossalai._analyzer.fx.tracer.tracer import ColoTracer
@@ -25,6 +30,7 @@ from colossalai.fx.passes.meta_info_prop import MetaInfoProp
 from colossalai.fx.profiler import MetaTensor, calculate_fwd_out
 from handson.measure.memory import PeakMemory
 from torch.fx import Graph, GraphModule, Node
+from torch.utils.checkpoint import checkpoint
 
 UNLIMITED = float(1 << 50)
 
@@ -54,6 +60,7 @@ class Traced:
         self.chain: Chain = solver._construct_chain(solver.graph, solver.node_list)
         self.chain.ftime = [0.0] * len(self.chain)
         self.chain.btime = [0.0] * (len(self.chain) + 1)
+        self.chain.skipped = [0.0] * len(self.chain)
         self.stages = [[node.name for node in stage] for stage in solver.node_list]
         self.margins = [0] * len(self.stages)
 
@@ -97,7 +104,7 @@ def between(first: Traced, second: Traced, share: float) -> Traced:
     which holds for any batch.
     """
     chain = copy.deepcopy(first.chain)
-    for name in ("ftime", "btime", "x", "xbar", "ftmp", "btmp"):
+    for name in ("ftime", "btime", "skipped", "x", "xbar", "ftmp", "btmp"):
         pairs = zip(getattr(first.chain, name), getattr(second.chain, name), strict=True)
         setattr(chain, name, [max(0, one + (other - one) * share) for one, other in pairs])
     other = copy.copy(first)
@@ -128,7 +135,7 @@ def profile(traced: Traced, inputs: dict[str, torch.Tensor], *, repeats: int) ->
             with PeakMemory(alive=[*fixed, *values.values()], device=device) as memory:
                 _backward(_forward(stage, arguments))
             known[kind] = *times, memory.peak_bytes - memory.start_bytes
-        chain.ftime[index], chain.btime[index], peak = known[kind]
+        chain.ftime[index], chain.btime[index], chain.skipped[index], peak = known[kind]
         taken = peak - chain.xbar[index + 1] - chain.x[index + 1]
         traced.margins[index] = max(0, taken - chain.btmp[index])
         chain.btmp[index] = max(0, taken)
@@ -144,22 +151,28 @@ def _kind(model: torch.nn.Module, stage: list[Node]) -> tuple[str, ...]:
 
 
 def _times(stage: GraphModule, arguments: list[torch.Tensor], repeats: int, device: torch.device) -> list[float]:
-    """Seconds forward and backward: the median on a GPU, the least on a CPU, where others can only lengthen them.
+    """Seconds forward, backward, and of the forward pass that are skipped when the stage ends a recomputation.
 
-    On a GPU events are set between the passes and read at the end, so that the device is never left waiting.
+    The median on a GPU, the least on a CPU, where others can only lengthen them. On a GPU events are set between the
+    passes and read at the end, so that the device is never left waiting.
     """
+    again = functools.partial(checkpoint, stage, use_reentrant=False)
     marks = []
     for _ in range(repeats + 1):
         marks.append([_mark(device)])
-        results = _forward(stage, arguments)
-        marks[-1].append(_mark(device))
-        _backward(results)
-        marks[-1].append(_mark(device))
+        for run in (stage, again):
+            results = _forward(run, arguments)
+            marks[-1].append(_mark(device))
+            _backward(results)
+            marks[-1].append(_mark(device))
     del marks[0]  # the first run warms up
     if device.type == "cpu":
-        return [min(run[i + 1] - run[i] for run in marks) for i in (0, 1)]
-    torch.cuda.synchronize(device)
-    return [statistics.median(run[i].elapsed_time(run[i + 1]) for run in marks) / 1e3 for i in (0, 1)]
+        taken = [min(run[i + 1] - run[i] for run in marks) for i in range(4)]
+    else:
+        torch.cuda.synchronize(device)
+        taken = [statistics.median(run[i].elapsed_time(run[i + 1]) for run in marks) / 1e3 for i in range(4)]
+    forward, backward, _, recomputed = taken
+    return [forward, backward, min(forward, max(0.0, forward - (recomputed - backward)))]
 
 
 def _cut(model: torch.nn.Module, stage: list[Node]) -> tuple[GraphModule, list[str], list[str]]:
@@ -177,7 +190,7 @@ def _cut(model: torch.nn.Module, stage: list[Node]) -> tuple[GraphModule, list[s
     return GraphModule(model, graph), given, [node.name for node in wanted]
 
 
-def _forward(stage: GraphModule, arguments: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _forward(stage: Callable[..., tuple[torch.Tensor, ...]], arguments: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     return stage(*(value.detach().requires_grad_(value.requires_grad) for value in arguments))
 
 

@@ -59,6 +59,7 @@ def describe(task: Task, traced: Traced, seconds: dict[str, float]) -> None:
             margin_bytes=traced.margins[index],
             forward_seconds=chain.ftime[index],
             backward_seconds=chain.btime[index],
+            skipped_seconds=chain.skipped[index],
         )
 
 

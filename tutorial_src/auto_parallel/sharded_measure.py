@@ -118,7 +118,7 @@ def report(
     timed: bool = True,
     quiet_too: bool = False,
 ) -> None:
-    """Time steps on this batch, count one step's memory (above `before` bytes) and communication; log and record all."""
+    """Time steps on this batch, count one step's memory (above `before` bytes) and communication; log and record it."""
     device, (warmup, repeats) = worker.device(), STEPS[worker.preset()]
     step, said = stepper(model, *data), ""
     if timed:

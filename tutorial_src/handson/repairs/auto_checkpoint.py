@@ -82,7 +82,9 @@ def rotor_table(chain: Any, mmax: int) -> tuple[np.ndarray, np.ndarray]:
     """Rotor's dynamic programme (Beaumont et al. 2019, https://arxiv.org/abs/1911.13214), vectorised over memory.
 
     Args:
-        chain: colossalai's `Chain` of n stages, its sizes in memory slots.
+        chain: colossalai's `Chain` of n stages, its sizes in memory slots. It may have `skipped`, which upstream does
+            not know: the seconds of each stage's forward pass that a recomputation saves when it ends with this
+            stage, because torch.utils.checkpoint stops once backward has all it needs.
         mmax: number of memory slots.
 
     Returns:
@@ -96,6 +98,7 @@ def rotor_table(chain: Any, mmax: int) -> tuple[np.ndarray, np.ndarray]:
     time, backward_time = [*chain.ftime, 0.0], chain.btime
     x, everything = [*chain.x, 0], [*chain.xbar, 0]
     forward_extra, backward_extra = [*chain.ftmp, 0], [*chain.btmp, 0]
+    skipped = [*getattr(chain, "skipped", [0.0] * len(chain)), 0.0]
     # Infinite costs lie before memory 0, so that "with s slots less" is the same row, read s entries earlier.
     padded = np.full((stages, stages, 2 * slots), np.inf)
     cost = padded[:, :, slots:]
@@ -107,7 +110,7 @@ def rotor_table(chain: Any, mmax: int) -> tuple[np.ndarray, np.ndarray]:
 
     for i in range(stages):
         least = x[i + 1] + everything[i + 1] + max(forward_extra[i], backward_extra[i])
-        cost[i, i, least:] = time[i] + backward_time[i]
+        cost[i, i, least:] = time[i] + backward_time[i] - skipped[i]
     for length in range(1, stages):
         for i in range(stages - length):
             j = i + length
@@ -123,7 +126,7 @@ def rotor_table(chain: Any, mmax: int) -> tuple[np.ndarray, np.ndarray]:
                 row += cost[i, k - 1]
             best = run_on.argmin(axis=0)
             leaf = np.take_along_axis(run_on, best[None], axis=0)[0]
-            keep = cost[i, i] + with_less(i + 1, j, everything[i + 1])
+            keep = cost[i, i] + skipped[i] + with_less(i + 1, j, everything[i + 1])
             cost[i, j, least:] = np.minimum(leaf, keep)[least:]
             chosen[i, j] = np.where(leaf <= keep, best + i + 1, 0)
     pointers = np.stack([chosen == 0, chosen], axis=-1)

@@ -157,18 +157,19 @@ def stage_table(run: RunLike, *, caption: str) -> Table:
         parts.setdefault(part(row["name"]), []).append(row)
     folded: list[tuple[list[str], list[Any]]] = []
     for name, rows in parts.items():
-        saved, forward, backward = (
-            sum(row[field] for row in rows) for field in ("saved_bytes", "forward_seconds", "backward_seconds")
-        )
+        fields = ("saved_bytes", "forward_seconds", "backward_seconds")
+        saved, forward, backward = (sum(row[field] for row in rows) for field in fields)
         nodes, extra = sum(row["nodes"] for row in rows), max(row["extra_bytes"] for row in rows)
         cells = [len(rows), nodes, quantity(saved, "B"), quantity(extra, "B"), quantity(forward, "s")]
-        cells += [quantity(backward, "s"), quantity(saved / forward / 1e3, "B")]
+        skipped = rows[-1]["skipped_seconds"]  # a recomputation ends with one stage, so not added up
+        cells += [quantity(skipped, "s") if skipped else "—", quantity(backward, "s")]
+        cells.append(quantity(saved / forward / 1e3, "B"))
         if folded and folded[-1][1] == cells:  # blocks of one kind, measured once
             folded[-1][0].append(name)
         else:
             folded.append(([name], cells))
     body = [[names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, each", *cells] for names, cells in folded]
-    columns = ["part", "stages", "nodes", "saves", "extra in backward", "forward", "backward"]
+    columns = ["part", "stages", "nodes", "saves", "extra in backward", "forward", "skipped at an end", "backward"]
     return Table([*columns, "saved by 1 ms of forward"], body, caption)
 
 
