@@ -174,7 +174,7 @@ def test_repairs_are_named_once_and_say_what_a_reader_needs():
     listed = repairs.all_repairs()
     assert len({repair.name for repair in listed}) == len(listed) >= len(RAISES) + len(SILENT)
     for repair in listed:
-        assert repair.symptom and repair.cause and repair.area and repair.where.startswith("CPU")
+        assert repair.symptom and repair.cause and repair.area and repair.where.startswith(("CPU", "CUDA"))
         assert repair.upstream == "" or repair.upstream.startswith(UPSTREAM)
 
 

@@ -73,7 +73,9 @@ def files_of(script: Path, argv: list[str] | tuple[str, ...]) -> dict[str, str]:
         if path in seen:
             continue
         seen.add(path)
-        folder = script.parent if not path.is_relative_to(KIT) else KIT
+        # In the wheel the training scripts lie inside the kit; what they import lies beside them all the same.
+        of_kit = path.is_relative_to(KIT) and not path.is_relative_to(KIT / "tutorial")
+        folder = KIT if of_kit else script.parent
         for name in _imports(*_as_it_is(path)):
             waiting += _module_file(name, folder)
     for argument in argv:
