@@ -17,6 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--preset", default="auto", help="gpu, laptop or auto")
     run.add_argument("--timeout", type=float, default=600.0, help="seconds after which the job is ended")
     run.add_argument("--port", type=int, help="where the ranks meet; a free one by default")
+    run.add_argument("--hosts", help="run on these hosts by torchrun's rendezvous: a,b or a=ADDRESS,b=ADDRESS")
+    run.add_argument("--via", help="how a host is entered, {host} being its name; by ssh unless told otherwise")
     run.add_argument("script")
     run.add_argument("arguments", nargs=argparse.REMAINDER)
 
@@ -69,15 +71,19 @@ def _run(asked: argparse.Namespace) -> int:
     from handson.store import StoreError
 
     os.environ["HANDSON_RUNS"] = "live"
+    options = {"preset": asked.preset, "timeout": asked.timeout, "port": asked.port}
     try:
-        run = kit(
-            asked.script,
-            *asked.arguments,
-            ranks=asked.ranks,
-            preset=asked.preset,
-            timeout=asked.timeout,
-            port=asked.port,
-        )
+        if asked.hosts is not None:
+            from handson import hosts
+
+            there = hosts.read_hosts(asked.hosts)
+            run = hosts.run_on_hosts(
+                asked.script, asked.arguments, hosts=there, count=asked.ranks, via=asked.via or hosts.VIA, **options
+            )
+        elif asked.via is not None:
+            raise ValueError("--via says how hosts are entered, and --hosts names none")
+        else:
+            run = kit(asked.script, *asked.arguments, ranks=asked.ranks, **options)
     except (RuntimeError, FileNotFoundError, ValueError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,9 +11,10 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from handson import lessons, provenance, sources, store
+from handson import jobs, leases, lessons, provenance, sources, store
 from handson.ranks import RunFailed, run_ranks, status
 from handson.run import Run
 
@@ -82,7 +83,7 @@ def launch(
     if run is None:
         run = _live(request, timeout, quiet, port)
         if expect_failure or run.error is None:
-            store.keep(run, request)
+            _keep(run, request)
     elif run.log and not quiet:
         print(*run.log, sep="\n")
     if note:
@@ -137,6 +138,7 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
         "HANDSON_PRESET": request.preset,
         "HANDSON_WITHOUT": ",".join(request.without),
         "HANDSON_DEVICE": "cpu" if cpu else "cuda",
+        leases.WITHIN: "1",
         # One thread a rank: a rank stands for a device, and two ranks on two cores must not fight for them.
         "OMP_NUM_THREADS": "1" if cpu else os.environ.get("OMP_NUM_THREADS", "8"),
     }
@@ -152,19 +154,36 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
         folder=sources.CHECKOUT or sources.KIT,
     )
     title = f"{request.name} {' '.join(request.argv)} x{request.ranks}"
-    status(f"{title} ({request.preset} preset)")
-    began = time.monotonic()
-    outcome = run_ranks(
-        request.script,
-        list(request.argv),
-        ranks=request.ranks,
-        flavour="cpu" if cpu else "gpu",
-        env=env,
-        timeout=timeout,
-        title=title,
-        on_line=(lambda line: None) if quiet else _say,
-        port=port,
-    )
+    count, devices = leases.devices_for(request.ranks, "cpu" if cpu else "cuda")
+    asked = time.time()
+    with leases.lease(
+        count, devices, waiting=lambda: status(f"{title}: waiting for {count} of {_named(devices)}")
+    ) as mine:
+        status(f"{title} ({request.preset} preset)")
+        # Ranks take the first GPUs by themselves; other ones have to be named.
+        if not cpu and mine != devices[:count]:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        began, started = time.monotonic(), time.time()
+        failed = True
+        try:
+            outcome = run_ranks(
+                request.script,
+                list(request.argv),
+                ranks=request.ranks,
+                flavour="cpu" if cpu else "gpu",
+                env=env,
+                timeout=timeout,
+                title=title,
+                on_line=(lambda line: None) if quiet else _say,
+                port=port,
+            )
+            failed = outcome.error is not None
+        finally:
+            jobs.note(
+                "job", lesson=lessons.current_lesson(), script=request.name, argv=list(request.argv),
+                ranks=request.ranks, preset=request.preset, devices=list(mine), asked=asked, began=started,
+                ended=time.time(), failed=failed,
+            )  # fmt: skip
     run = Run(
         script=request.name,
         argv=list(request.argv),
@@ -181,6 +200,19 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
         without=list(request.without),
     )
     return run
+
+
+def _named(devices: Sequence[str]) -> str:
+    return "this host's cores" if leases.CPU in devices else f"GPU {', '.join(devices)}"
+
+
+def _keep(run: Run, request: store.Request) -> None:
+    try:
+        store.keep(run, request)
+    except OSError as error:
+        raise store.StoreError(
+            f"{run.title()}: the run ended well, but the build folder cannot hold it ({error.strerror})"
+        ) from None
 
 
 def _say(line: str) -> None:

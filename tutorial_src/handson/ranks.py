@@ -130,7 +130,9 @@ def _reserved_port(wanted: int | None) -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-class _Job:
+class Job:
+    """What is known of a job while it runs. How its ranks are reached is left to `pump`, `signal` and `reading`."""
+
     def __init__(self, title: str, ranks: int, on_line: Callable[[str], None]) -> None:
         self.title, self.ranks, self.on_line = title, ranks, on_line
         self.outcome = Outcome()
@@ -143,6 +145,25 @@ class _Job:
         self.began = time.monotonic()
         self.shown = 0.0
         self.done = ""
+
+    def pump(self) -> None:
+        """Wait a moment for news of the ranks, and take it in."""
+        raise NotImplementedError
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every rank that is left."""
+        raise NotImplementedError
+
+    def reading(self) -> bool:
+        """Whether a rank has yet to end, or something it wrote has yet to come."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of what the ranks would still write to."""
+        for entry in list(self.selector.get_map().values()):
+            if entry.data is not None:
+                os.close(entry.fd)
+        self.selector.close()
 
     def read(self, fd: int, rank: int, channel: str) -> None:
         chunk = os.read(fd, 1 << 16)
@@ -207,6 +228,33 @@ class _Job:
         return "\n".join(f"  {line}" for line in list(self.tail[rank])[-15:]) or "  (none)"
 
 
+class _LocalJob(Job):
+    """A job whose ranks the forkserver of this process starts, on this host."""
+
+    def __init__(self, server: _Server, title: str, ranks: int, on_line: Callable[[str], None]) -> None:
+        super().__init__(title, ranks, on_line)
+        self.server = server
+        self.selector.register(server.control, selectors.EVENT_READ, None)
+
+    def pump(self) -> None:
+        for entry, _ in self.selector.select(0.1):
+            if entry.data is not None:
+                self.read(entry.fd, *entry.data)
+                continue
+            message = self.server.control.recv(1 << 16)
+            if not message:
+                raise RunFailed("the process that forks ranks died; its ranks ended with it")
+            report = json.loads(message)
+            self.exits[report["exit"]] = (time.monotonic(), os.waitstatus_to_exitcode(report["status"]))
+        self.tick()
+
+    def signal(self, number: int) -> None:
+        self.server.control.send(json.dumps({"do": "signal", "rank": None, "signal": number}).encode())
+
+    def reading(self) -> bool:
+        return len(self.selector.get_map()) > 1 or len(self.exits) < self.ranks  # the one is the control socket
+
+
 def run_ranks(
     script: Path,
     argv: list[str],
@@ -228,24 +276,29 @@ def run_ranks(
     killed: set[int] = set()
     with _reserved_port(port) as port:
         server = _server(flavour)
-        job = _Job(title, ranks, on_line)
-        job.selector.register(server.control, selectors.EVENT_READ, None)
+        job = _LocalJob(server, title, ranks, on_line)
         try:
             for rank in range(ranks):
-                _fork(server, job, rank, script, argv, {**env, "MASTER_PORT": str(port)})
-            job.outcome.error = _watch(server, job, timeout, killed)
+                _fork(job, rank, script, argv, {**env, "MASTER_PORT": str(port)})
+            return finish(job, timeout, killed)
         except BaseException:
-            _end(server, job, killed)
+            end(job, killed)
             raise
-        finally:
-            job.outcome.seconds = time.monotonic() - job.began
+
+
+def finish(job: Job, timeout: float, killed: set[int]) -> Outcome:
+    """Watch a started job to its end; what came of it. `killed` takes the ranks that were ended from here."""
+    try:
+        job.outcome.error = _watch(job, timeout, killed)
+    finally:
+        job.outcome.seconds = time.monotonic() - job.began
     job.outcome.data.sort(key=lambda row: row["rank"])
     state = "failed" if job.outcome.error else "done"
-    status(f"{title}: {state} in {job.outcome.seconds:.1f} s")
+    status(f"{job.title}: {state} in {job.outcome.seconds:.1f} s")
     return job.outcome
 
 
-def _fork(server: _Server, job: _Job, rank: int, script: Path, argv: list[str], env: dict[str, str]) -> None:
+def _fork(job: _LocalJob, rank: int, script: Path, argv: list[str], env: dict[str, str]) -> None:
     channels, theirs = ("out", "err", "rows"), []
     for channel in channels:
         reader, writer = os.pipe()
@@ -260,68 +313,52 @@ def _fork(server: _Server, job: _Job, rank: int, script: Path, argv: list[str], 
         "env": {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
     }
     try:
-        socket.send_fds(server.control, [json.dumps(order).encode()], theirs)
+        socket.send_fds(job.server.control, [json.dumps(order).encode()], theirs)
     finally:
         for fd in theirs:
             os.close(fd)
 
 
-def _watch(server: _Server, job: _Job, timeout: float, killed: set[int]) -> str | None:
-    end, first_failure = job.began + timeout, None
+def _watch(job: Job, timeout: float, killed: set[int]) -> str | None:
+    limit, first_failure = job.began + timeout, None
     while len(job.exits) < job.ranks:
-        _pump(server, job)
+        job.pump()
         now = time.monotonic()
         if first_failure is None and job.failed():
             first_failure = now
         if first_failure is not None and now > first_failure + GRACE_SECONDS:
             break
-        if now > end and first_failure is None:
-            where = _where_they_are(server, job)
-            _end(server, job, killed)
+        if now > limit and first_failure is None:
+            where = _where_they_are(job)
+            end(job, killed)
             return f"the job passed its time limit of {timeout:g} s and was ended. {where}"
-    _end(server, job, killed)
+    end(job, killed)
     return job.verdict(killed)
 
 
-def _pump(server: _Server, job: _Job) -> None:
-    for entry, _ in job.selector.select(0.1):
-        if entry.data is not None:
-            job.read(entry.fd, *entry.data)
-            continue
-        message = server.control.recv(1 << 16)
-        if not message:
-            raise RunFailed("the process that forks ranks died; its ranks ended with it")
-        report = json.loads(message)
-        job.exits[report["exit"]] = (time.monotonic(), os.waitstatus_to_exitcode(report["status"]))
-    job.tick()
-
-
-def _end(server: _Server, job: _Job, killed: set[int]) -> None:
+def end(job: Job, killed: set[int]) -> None:
     """Kill what is left of the job, then read every pipe to its end."""
     alive = set(range(job.ranks)) - set(job.exits)
     if alive:
         killed |= alive
-        server.control.send(json.dumps({"do": "signal", "rank": None, "signal": signal.SIGKILL}).encode())
+        job.signal(signal.SIGKILL)
     limit = time.monotonic() + 5
-    while len(job.selector.get_map()) > 1 or len(job.exits) < job.ranks:
-        _pump(server, job)
+    while job.reading():
+        job.pump()
         if time.monotonic() > limit:
             break
-    for entry in list(job.selector.get_map().values()):
-        if entry.data is not None:
-            os.close(entry.fd)
-    job.selector.close()
+    job.close()
 
 
-def _where_they_are(server: _Server, job: _Job) -> str:
+def _where_they_are(job: Job) -> str:
     """Ask each rank for its stack; name the rank that is not waiting for the others."""
     before = [len(tail) for tail in job.tail]
     for tail in job.tail:
         tail.append("")
-    server.control.send(json.dumps({"do": "signal", "rank": None, "signal": signal.SIGUSR1}).encode())
+    job.signal(signal.SIGUSR1)
     limit = time.monotonic() + 1.0
     while time.monotonic() < limit:
-        _pump(server, job)
+        job.pump()
     stacks = {}
     for rank in sorted(set(range(job.ranks)) - set(job.exits)):
         lines = list(job.tail[rank])
@@ -329,6 +366,7 @@ def _where_they_are(server: _Server, job: _Job) -> str:
         stacks[rank] = lines[start + 1 :] if start is not None else lines[before[rank] :]
     waiting = {rank for rank, stack in stacks.items() if any("distributed_c10d.py" in line for line in stack[:6])}
     suspects = [rank for rank in stacks if rank not in waiting] or sorted(stacks)
-    kept = [line for line in stacks[suspects[0]] if "runpy" not in line and "forkserver.py" not in line]
+    ours = ("runpy", "forkserver.py", "host_agent.py")
+    kept = [line for line in stacks[suspects[0]] if not any(name in line for name in ours)]
     others = f" (ranks waiting for it in a collective: {sorted(waiting)})" if waiting and len(suspects) == 1 else ""
     return f"Rank {suspects[0]} of {job.ranks} was at{others}, innermost call first:\n" + "\n".join(kept)

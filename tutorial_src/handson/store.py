@@ -124,6 +124,7 @@ def write(path: Path, text: str) -> None:
         partial = Path(file.name)
         try:
             file.write(text)
+            file.flush()  # a full disk may show itself only here
         except OSError:
             partial.unlink()
             raise
