@@ -1,4 +1,4 @@
-"""Everything one does with this repository: `nox -s build_docs`, `nox -s tests`, `nox -s lint`, ...
+"""Everything one does with this repository: `nox -s build_docs`, `nox -s tests`, `nox -s serve`, ...
 
 All sessions share one environment, `.venv`, so that torch is installed once. It is filled from requirements.txt
 on first use and again only when requirements.txt or pyproject.toml changes.
@@ -18,6 +18,8 @@ ENVIRONMENT = ROOT / ".venv"
 BIN = ENVIRONMENT / "bin"
 STAMP = ENVIRONMENT / "handson.stamp"
 WAYS = ("auto", "live", "recorded")
+# Texts of others, what a program wrote, and what is no text.
+NOT_OUR_SPELLING = "./build,./docs/lessons,./docs/recordings,./docs/inventories,./tutorial_src/*/*.txt,*.ipynb,*.svg"
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["lint", "tests", "build_docs"]
@@ -70,6 +72,34 @@ def build_docs(session: nox.Session) -> None:
 
 
 @nox.session
+def serve(session: nox.Session) -> None:
+    """Preview the site, rebuilt and reloaded at every change; `-- --port=8000 --runs=auto|live|recorded`."""
+    prepare(session)
+    run(session, "python", "docs/serve.py", *session.posargs)
+
+
+@nox.session
+def notebook(session: nox.Session) -> None:
+    """Write notebook.ipynb, the whole tutorial in one file; `-- --execute` runs it and keeps what came out."""
+    prepare(session)
+    run(session, "python", "docs/_ext/notebooks.py", *session.posargs)
+
+
+@nox.session
+def offline_site(session: nox.Session) -> None:
+    """Pack what a GPU host without a network needs into build/offline; `-- --python=3.11` for such a host."""
+    prepare(session)
+    run(session, "python", "docs/offline/pack.py", *session.posargs)
+
+
+@nox.session
+def linkcheck(session: nox.Session) -> None:
+    """Ask every link of the site whether it still leads somewhere."""
+    prepare(session)
+    run(session, "python", "docs/build.py", "--links", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after `--` go to pytest."""
     prepare(session)
@@ -78,10 +108,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format with ruff."""
+    """Check style and format with ruff, and spelling with codespell."""
     prepare(session)
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
+    # "tempreature" is what a misspelt field is called where the server is asked to refuse it.
+    run(session, "codespell", "--skip", NOT_OUR_SPELLING, "--ignore-words-list", "tempreature")
 
 
 @nox.session

@@ -39,12 +39,12 @@ class Downloads(Directive):
         offered = list(zip(self.arguments, scripts, strict=True))
         if wheel := kit_wheel.wheel(config):
             offered.append((wheel.name, wheel))
-            commands = f"pip install ./{wheel.name}\npython -m handson install\npython {Path(lesson).name}.py"
-            text = (
-                "To run this lesson anywhere, put its script and the wheel into a folder, and in a virtual environment "
-                "of Python 3.11 or 3.12:"
-            )
-            made += [nodes.paragraph("", text), nodes.literal_block(commands, commands, language="bash")]
+            commands = kit_wheel.commands(wheel.name, env.app.config.html_baseurl, Path(lesson).name)
+            made += [
+                nodes.paragraph("", kit_wheel.where(env.app.config.html_baseurl)),
+                nodes.literal_block(commands, commands, language="bash"),
+                nodes.paragraph("", kit_wheel.WHY),
+            ]
         made.append(self.links(offered, "handson-downloads"))
         if runs := shown_runs(lesson):
             summary = f"Raw data: {len(runs)} run{'s' * (len(runs) != 1)}, one JSON file each"
@@ -68,5 +68,6 @@ class Downloads(Directive):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Offer the directive."""
+    app.setup_extension("notebooks")
     app.add_directive("handson-downloads", Downloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
