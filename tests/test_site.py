@@ -1,102 +1,14 @@
 """The built site, opened in a real browser as its readers do: headless Chromium, light and dark, desktop and phone."""
 
-import functools
-import http.server
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import threading
 import urllib.parse
 from pathlib import Path
 
 import pytest
+from conftest import PHONE, ROOT, SITE, build, pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).parent.parent
-SITE = ROOT / "build" / "html"
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-
-
-def build():
-    """Build the site as nox does, with the checkout's own runs."""
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("HANDSON_BUILD", "HANDSON_RECORDINGS")
-    }
-    command = [sys.executable, str(ROOT / "docs" / "build.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files and says nothing."""
-
-    def log_message(self, *arguments):
-        """Say nothing."""
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """A browser that moves on to the next page drops what it was still loading: no error of ours."""
-
-    def handle_error(self, request, client_address):
-        """Report anything else."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-@pytest.fixture(scope="session")
-def site():
-    """The address of the built site."""
-    build()
-    handler = functools.partial(Quiet, directory=str(SITE))
-    with Server(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium of this host: $CHROMIUM, else the one on PATH."""
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        reason = "there is no Chromium: install Debian's `chromium`, or name one by CHROMIUM=/path"
-        if "CI" in os.environ:
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        chromium = playwright.chromium.launch(executable_path=program, args=flags)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(site, browser):
-    """Opens a page of the site, in a theme and at a size."""
-    contexts = []
-
-    def open_page(path, theme="light", size=DESKTOP):
-        context = browser.new_context(color_scheme=theme, viewport=size)
-        contexts.append(context)
-        page = context.new_page()
-        page.goto(site + path)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
-
-def pages():
-    """Every page, relative to the site."""
-    return sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if "_static" not in path.parts)
 
 
 def lesson_pages():

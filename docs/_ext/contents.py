@@ -42,7 +42,7 @@ class Lessons(Directive):
         folder = Path(env.app.confdir) / "gallery" / topic
         there = {path.stem for path in folder.glob("plot_*.py")}
         # A file that appears or goes changes the folder's date: the page is then read again.
-        env.note_dependency(folder)
+        env.note_dependency(folder if folder.is_dir() else folder.parent)
         items, named = nodes.bullet_list(), set()
         for line in filter(None, map(str.strip, self.content)):
             name, _, title = line.partition(": ") if line.startswith("plot_") else ("", "", line)

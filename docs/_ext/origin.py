@@ -48,7 +48,8 @@ def add_origin(app: Sphinx, doctree: nodes.document) -> None:
     if not re.fullmatch(r"lessons/[^/]+/plot_\w+", docname):
         return
     lesson = docname.removeprefix("lessons/")
-    app.env.note_dependency(note_file(lesson))
+    if note_file(lesson).is_file():
+        app.env.note_dependency(note_file(lesson))
     page = next(doctree.findall(nodes.section))
     if runs := shown_runs(lesson):
         first = next((index for index, node in enumerate(page) if isinstance(node, nodes.section)), len(page))

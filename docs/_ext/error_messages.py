@@ -1,0 +1,88 @@
+"""`{handson-error} path ...`: an error message with what to do about it, checked against the sources.
+
+The first paragraph of the directive is the message as the file writes it, with `…` where it puts a value; the rest
+is the advice. A message that the file does not hold any more is an error: readers search for what they see.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from handson import repairs
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+GAP = "…"
+
+
+def sentences(source: str) -> list[str]:
+    """Return every text in a piece of Python, with a gap where an f-string or a logger's `%s` puts a value."""
+    found, inside = [], set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else GAP for part in node.values]
+            found.append(" ".join("".join(parts).split()))
+            inside.update(id(part) for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            found.append(" ".join(re.sub(r"%[sd]", GAP, node.value).split()))
+    return found
+
+
+def holds(file: Path, message: str) -> bool:
+    """Whether a Python file writes this message."""
+    return any(message in text for text in sentences(file.read_text(encoding="utf-8")))
+
+
+class ErrorMessage(SphinxDirective):
+    """One message and the advice."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Check the message, then make an entry of a definition list."""
+        path = Path(self.env.app.confdir) / self.arguments[0]
+        lines = list(self.content)
+        end = lines.index("") if "" in lines else len(lines)
+        message = " ".join(" ".join(lines[:end]).split())
+        if not path.is_file() or not holds(path, message):
+            raise self.error(f"{self.arguments[0]} does not say: {message}")
+        self.env.note_dependency(path)
+        advice = nodes.definition()
+        self.state.nested_parse(StringList(lines[end + 1 :], source=self.env.docname), self.content_offset, advice)
+        if not advice.children:
+            raise self.error(f"there is no advice for: {message}")
+        term = nodes.term("", "", nodes.literal(text=message), ids=[nodes.make_id(message)[:60]])
+        return [nodes.definition_list("", nodes.definition_list_item("", term, advice), classes=["handson-errors"])]
+
+
+class Symptoms(SphinxDirective):
+    """The errors of upstream packages that the kit repairs: each repair's symptom, with a link to the repair."""
+
+    has_content = False
+
+    def run(self) -> list[nodes.Node]:
+        """Make the list, in the order of the repairs page."""
+        for module in Path(repairs.__file__).parent.glob("*.py"):
+            self.env.note_dependency(module)
+        made = nodes.definition_list(classes=["handson-errors"])
+        for repair in sorted(repairs.all_repairs(), key=lambda repair: repair.area):
+            if "Error" not in repair.symptom:
+                continue
+            link = nodes.reference("", "", internal=True, refuri=f"repairs.html#repair-{nodes.make_id(repair.name)}")
+            link += nodes.literal(text=repair.name)
+            term = nodes.term("", "", nodes.literal(text=" ".join(repair.symptom.replace("`", "").split())))
+            body = nodes.paragraph("", "", nodes.Text("Repair "), link, nodes.Text(f", for {repair.area}."))
+            made += nodes.definition_list_item("", term, nodes.definition("", body))
+        return [made]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Offer the directives."""
+    app.add_directive("handson-error", ErrorMessage)
+    app.add_directive("handson-symptoms", Symptoms)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
