@@ -32,6 +32,20 @@ def own_stores(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def opt_module(monkeypatch):
+    """Imports a module of OPT's folder afresh, by name: other topics have modules of the same names. Asks no hub."""
+    folder = ROOT / "tutorial_src" / "opt"
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names = [path.stem for path in folder.glob("*.py")]
+    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    yield __import__
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(kept)
+
+
 def gone(pid: int, within: float = 5.0) -> bool:
     """Whether the process has ended (or is a zombie that its parent will reap) within so many seconds."""
     limit = time.monotonic() + within

@@ -1,14 +1,11 @@
 """The largest OPT under a cap: the search, the cap that really refuses, and trials that leave nothing behind."""
 
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 from handson import launch
-from handson.sources import SCRIPTS
 
-FOLDER = SCRIPTS / "opt"
 PROBE = str(Path(__file__).parent / "scripts" / "opt_largest_probe.py")
 
 
@@ -16,18 +13,6 @@ PROBE = str(Path(__file__).parent / "scripts" / "opt_largest_probe.py")
 def live_runs(monkeypatch):
     monkeypatch.setenv("HANDSON_RUNS", "live")
     monkeypatch.setenv("HANDSON_PRESET", "laptop")
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A module of the topic, imported afresh: other topics have modules of the same names."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = [path.stem for path in FOLDER.glob("*.py")]
-    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    yield __import__
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
 
 
 @cache
@@ -42,7 +27,7 @@ def several(ranks: int):
 
 
 @pytest.mark.parametrize("guess", [-1, 0, 2, 4])
-def test_the_search_finds_the_largest_whatever_it_begins_at(module, guess):
+def test_the_search_finds_the_largest_whatever_it_begins_at(opt_module, guess):
     names, tried = ["a", "b", "c", "d", "e"], []
     largest = {1: -1, 2: 0, 3: 3, 4: 3, 5: 4}
 
@@ -51,23 +36,23 @@ def test_the_search_finds_the_largest_whatever_it_begins_at(module, guess):
         tried.append((name, cap))
         return names.index(name) <= largest[int(cap)]
 
-    found = module("search").staircase(names, (5, 3, 1, 2, 4), fits, lambda cap: guess)
+    found = opt_module("search").staircase(names, (5, 3, 1, 2, 4), fits, lambda cap: guess)
     assert found == {1: None, 2: "a", 3: "d", 4: "d", 5: "e"}
     trained = [name for name, cap in tried if names.index(name) <= largest[int(cap)]]
     assert len(trained) == len(set(trained))  # what fits under one cap is not tried under a larger one
 
 
-def test_without_climbing_nothing_above_the_guess_is_tried(module):
+def test_without_climbing_nothing_above_the_guess_is_tried(opt_module):
     tried = []
-    found = module("search").staircase(
+    found = opt_module("search").staircase(
         ["a", "b", "c"], (1,), lambda name, cap: tried.append(name) or name == "a", lambda cap: 1, up=False
     )
     assert found == {1: "a"} and tried == ["b", "a"]
 
 
-def test_the_small_sizes_are_what_their_names_say(module):
-    models = module("models")
-    for name, shape in module("ladder").OWN.items():
+def test_the_small_sizes_are_what_their_names_say(opt_module):
+    models = opt_module("models")
+    for name, shape in opt_module("ladder").OWN.items():
         assert models.parameters(shape) == pytest.approx(1e6 * float(name[:-1]), rel=0.05)
 
 
@@ -146,7 +131,7 @@ def test_an_error_that_is_not_the_memorys_ends_the_search():
         (["--speed", "1"], "python largest.py --help says what there is"),
     ],
 )
-def test_a_wrong_command_is_refused_in_one_sentence(module, capsys, argv, says):
+def test_a_wrong_command_is_refused_in_one_sentence(opt_module, capsys, argv, says):
     with pytest.raises(SystemExit) as stop:
-        module("largest").read(argv)
+        opt_module("largest").read(argv)
     assert stop.value.code == 2 and says in capsys.readouterr().err

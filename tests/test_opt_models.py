@@ -3,7 +3,6 @@
 import json
 import shutil
 import socket
-import sys
 import time
 
 import pytest
@@ -16,22 +15,9 @@ PUBLISHED = {"125m": 125_239_296, "350m": 331_196_416, "1.3b": 1_315_758_080, "6
 
 
 @pytest.fixture
-def module(monkeypatch):
-    """A module of the topic, imported afresh: other topics have modules of the same names."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    names = [path.stem for path in FOLDER.glob("*.py")]
-    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    yield __import__
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
-
-
-@pytest.fixture
-def saved(module, tmp_path):
+def saved(opt_module, tmp_path):
     """A folder with a tiny OPT, and the model."""
-    model, _ = module("models").build("tiny", seed=3)
+    model, _ = opt_module("models").build("tiny", seed=3)
     model.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved", model
 
@@ -44,10 +30,10 @@ def refusal(capsys, call) -> str:
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b"])
-def test_a_size_has_the_parameters_that_its_formula_says(module, size):
+def test_a_size_has_the_parameters_that_its_formula_says(opt_module, size):
     from transformers import OPTForCausalLM
 
-    models = module("models")
+    models = opt_module("models")
     with torch.device("meta"):
         network = OPTForCausalLM(models.config(size))
     counted = sum(p.numel() for p in network.parameters())
@@ -58,8 +44,8 @@ def test_a_size_has_the_parameters_that_its_formula_says(module, size):
     )
 
 
-def test_without_hub_and_folder_the_weights_are_random_and_the_log_says_why(module):
-    models = module("models")
+def test_without_hub_and_folder_the_weights_are_random_and_the_log_says_why(opt_module):
+    models = opt_module("models")
     folder, why = models.find("125m")
     assert folder is None and why == "no folder of this name, and the environment says to stay offline"
     one, says = models.build("tiny", seed=5)
@@ -70,24 +56,24 @@ def test_without_hub_and_folder_the_weights_are_random_and_the_log_says_why(modu
     assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
 
 
-def test_weights_are_made_in_their_own_type_and_never_wider(module):
+def test_weights_are_made_in_their_own_type_and_never_wider(opt_module):
     from handson.measure.memory import PeakMemory
 
-    models = module("models")
+    models = opt_module("models")
     with PeakMemory() as peak:
         model, _ = models.build("small", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16 and peak.peak_bytes < 2.5 * models.parameters("small")
 
 
-def test_a_folder_gives_its_weights(module, saved):
+def test_a_folder_gives_its_weights(opt_module, saved):
     folder, model = saved
-    loaded, says = module("models").build(str(folder))
+    loaded, says = opt_module("models").build(str(folder))
     assert says == f"weights of {folder}"
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", ["125m", "facebook/opt-125m", "opt-125m"])
-def test_a_hub_name_gives_real_weights_from_the_cache(module, saved, tmp_path, monkeypatch, name):
+def test_a_hub_name_gives_real_weights_from_the_cache(opt_module, saved, tmp_path, monkeypatch, name):
     from huggingface_hub import constants
 
     folder, model = saved
@@ -96,28 +82,28 @@ def test_a_hub_name_gives_real_weights_from_the_cache(module, saved, tmp_path, m
     (cache / "refs" / "main").write_text("0" * 40)
     shutil.copytree(folder, cache / "snapshots" / ("0" * 40))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    loaded, says = module("models").build(name)
+    loaded, says = opt_module("models").build(name)
     assert says == f"weights of {name}" and torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
-def test_a_hub_that_does_not_answer_is_given_up_in_bounded_time(module, monkeypatch):
+def test_a_hub_that_does_not_answer_is_given_up_in_bounded_time(opt_module, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    hub = module("hub")
+    hub = opt_module("hub")
     monkeypatch.setattr(hub, "LIMIT_SECONDS", 1.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
-        folder, why = module("models").find("facebook/opt-125m")
+        folder, why = opt_module("models").find("facebook/opt-125m")
     assert time.monotonic() - began < 5 and folder is None
     assert "did not answer within 1 s" in why or "cannot be reached" in why
 
 
-def test_a_model_that_cannot_be_had_is_refused_in_one_sentence(module, saved, tmp_path, capsys):
-    models = module("models")
+def test_a_model_that_cannot_be_had_is_refused_in_one_sentence(opt_module, saved, tmp_path, capsys):
+    models = opt_module("models")
     folder, _ = saved
     for name, says in (("/no/such/folder", "there is no folder"), ("gpt7", "is no folder, no size (tiny, small, 125m")):
         assert says in refusal(capsys, lambda name=name: models.build(name))
@@ -133,27 +119,27 @@ def test_a_model_that_cannot_be_had_is_refused_in_one_sentence(module, saved, tm
     assert "a model of the kind gpt2, not an OPT" in refusal(capsys, lambda: models.build(str(folder)))
 
 
-def test_truncated_weights_beside_a_manifest_are_refused_by_name(module, saved, capsys):
+def test_truncated_weights_beside_a_manifest_are_refused_by_name(opt_module, saved, capsys):
     folder, _ = saved
-    module("manifest").write(folder)
+    opt_module("manifest").write(folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    assert f"{weights} is truncated (" in refusal(capsys, lambda: module("models").build(str(folder)))
+    assert f"{weights} is truncated (" in refusal(capsys, lambda: opt_module("models").build(str(folder)))
 
 
-def test_weights_that_are_not_all_there_are_refused(module, saved, capsys):
+def test_weights_that_are_not_all_there_are_refused(opt_module, saved, capsys):
     from safetensors.torch import load_file, save_file
 
     folder, _ = saved
     held = load_file(folder / "model.safetensors")
     del held["model.decoder.layers.2.fc1.weight"]
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
-    error = refusal(capsys, lambda: module("models").build(str(folder)))
+    error = refusal(capsys, lambda: opt_module("models").build(str(folder)))
     assert "lack model.decoder.layers.2.fc1.weight and 0 more" in error
 
 
-def test_the_shipped_text_is_long_enough_and_comes_with_its_licence(module):
-    text = module("text")
+def test_the_shipped_text_is_long_enough_and_comes_with_its_licence(opt_module):
+    text = opt_module("text")
     words, source = text.get()
     learned, rest = text.divide(words)
     assert len(words) > 300_000 and source == text.SOURCE
@@ -162,7 +148,7 @@ def test_the_shipped_text_is_long_enough_and_comes_with_its_licence(module):
     assert "Python Software Foundation; All Rights Reserved" in licence and "VERSION 2" in licence
 
 
-def test_text_comes_from_files_of_each_kind(module, tmp_path):
+def test_text_comes_from_files_of_each_kind(opt_module, tmp_path):
     entry = "every entry is a sentence of some length " * 60
     written = {
         "a.txt": entry * 2,
@@ -172,11 +158,11 @@ def test_text_comes_from_files_of_each_kind(module, tmp_path):
     }
     for name, content in written.items():
         (tmp_path / name).write_text(content)
-        words, source = module("text").get(str(tmp_path / name))
+        words, source = opt_module("text").get(str(tmp_path / name))
         assert words.count("every entry") == 120 and source == f"the file {name}"
 
 
-def test_text_comes_from_a_local_dataset(module, tmp_path):
+def test_text_comes_from_a_local_dataset(opt_module, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     entries = datasets.Dataset.from_dict({"n": [1, 2], "text": ["one entry of many words " * 60] * 2})
@@ -184,7 +170,7 @@ def test_text_comes_from_a_local_dataset(module, tmp_path):
     datasets.DatasetDict(train=entries, test=entries).save_to_disk(tmp_path / "divided")
     entries.to_json(tmp_path / "lines.jsonl")
     for name in ("saved", "divided", "lines.jsonl"):
-        words, source = module("text").get(dataset=str(tmp_path / name))
+        words, source = opt_module("text").get(dataset=str(tmp_path / name))
         assert words.count("one entry") == 120 and source == f"the dataset {tmp_path / name}"
 
 
@@ -197,22 +183,22 @@ def test_text_comes_from_a_local_dataset(module, tmp_path):
         ("a.jsonl", b'{"words": "none"}', "an entry without the field 'text'"),
     ],
 )
-def test_a_text_that_cannot_be_used_is_refused(module, tmp_path, capsys, name, content, says):
+def test_a_text_that_cannot_be_used_is_refused(opt_module, tmp_path, capsys, name, content, says):
     path = tmp_path / (name or "absent.txt")
     if content:
         path.write_bytes(content)
-    assert says in refusal(capsys, lambda: module("text").get(str(path)))
+    assert says in refusal(capsys, lambda: opt_module("text").get(str(path)))
 
 
-def test_a_dataset_that_cannot_be_had_is_refused(module, capsys):
+def test_a_dataset_that_cannot_be_had_is_refused(opt_module, capsys):
     pytest.importorskip("datasets")
     assert "the dataset nobody/nothing cannot be loaded" in refusal(
-        capsys, lambda: module("text").get(dataset="nobody/nothing")
+        capsys, lambda: opt_module("text").get(dataset="nobody/nothing")
     )
 
 
-def test_a_tokenizer_is_trained_on_the_spot_with_the_numbers_of_opt(module, tmp_path):
-    tokens, text = module("tokens"), module("text")
+def test_a_tokenizer_is_trained_on_the_spot_with_the_numbers_of_opt(opt_module, tmp_path):
+    tokens, text = opt_module("tokens"), opt_module("text")
     learned, rest = text.divide(text.get()[0])
     tokenizer, says = tokens.get(None, learned, 1024)
     assert says == "a tokenizer trained on this text, 1,024 tokens" and len(tokenizer) == 1024
@@ -228,8 +214,8 @@ def test_a_tokenizer_is_trained_on_the_spot_with_the_numbers_of_opt(module, tmp_
     assert says == f"the tokenizer in {tmp_path}, 1,024 tokens" and loaded(rest) == encoded
 
 
-def test_a_tokenizer_that_does_not_suit_the_model_is_refused(module, tmp_path, capsys):
-    tokens = module("tokens")
+def test_a_tokenizer_that_does_not_suit_the_model_is_refused(opt_module, tmp_path, capsys):
+    tokens = opt_module("tokens")
     tokens.get(None, "some words " * 300, 400)[0].save_pretrained(tmp_path)
     size = len(tokens.load(tmp_path))
     assert f"has {size} tokens, the model {size - 1}" in refusal(capsys, lambda: tokens.get(tmp_path, "", size - 1))
@@ -238,12 +224,12 @@ def test_a_tokenizer_that_does_not_suit_the_model_is_refused(module, tmp_path, c
     assert "take 260 at least" in refusal(capsys, lambda: tokens.get(None, "words", 100))
 
 
-def test_sequences_are_whole_and_made_up_ones_have_no_special_token(module):
-    tokens = module("tokens")
+def test_sequences_are_whole_and_made_up_ones_have_no_special_token(opt_module):
+    tokens = opt_module("tokens")
     blocks = tokens.blocks(torch.arange(10), 3)
     assert blocks.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     made = tokens.synthetic(50, 40, 30, seed=1)
     assert made.shape == (40, 30) and made.min() == 4 and made.max() == 49
     assert torch.equal(made, tokens.synthetic(50, 40, 30, seed=1))
-    with pytest.raises(module("hub").Unusable, match="the text has 2 tokens, too few for one sequence of 3"):
+    with pytest.raises(opt_module("hub").Unusable, match="the text has 2 tokens, too few for one sequence of 3"):
         tokens.blocks(torch.arange(2), 3)

@@ -23,18 +23,6 @@ def live_runs(monkeypatch):
     monkeypatch.setenv("HANDSON_PRESET", "laptop")
 
 
-@pytest.fixture
-def module(monkeypatch):
-    """A module of the topic, imported afresh: other topics have modules of the same names."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = [path.stem for path in FOLDER.glob("*.py")]
-    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    yield __import__
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
-
-
 @cache
 def comparison():
     return launch(COMPARE, ranks=2, preset="laptop", quiet=True)
@@ -181,10 +169,10 @@ def test_text_is_learned_and_saved(tmp_path):
         ("--modell 125m", "--help says what there is"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_sentence(arguments, sentence, module, monkeypatch, capsys):
+def test_what_cannot_be_is_refused_in_one_sentence(arguments, sentence, opt_module, monkeypatch, capsys):
     monkeypatch.setenv("HANDSON_DEVICE", "cpu")
     with pytest.raises(SystemExit) as ended:
-        module("settings").read(arguments.split())
+        opt_module("settings").read(arguments.split())
     said = capsys.readouterr().err
     assert ended.value.code == 2 and sentence in said and said.count("\n") == 1
 
@@ -203,20 +191,20 @@ def steps_of(kind, dtype, count=5, **how):
     return weights, optimizer
 
 
-def test_adamw_takes_torchs_steps_piece_by_piece(module, monkeypatch):
+def test_adamw_takes_torchs_steps_piece_by_piece(opt_module, monkeypatch):
     import torch
 
-    adam = module("adam")
+    adam = opt_module("adam")
     monkeypatch.setattr(adam, "PIECE", 8)
     (ours, _), (theirs, _) = (steps_of(kind, torch.float32) for kind in (adam.AdamW, torch.optim.AdamW))
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
 
 
-def test_adamw_divides_by_div_scale_and_keeps_narrow_weights_wide(module):
+def test_adamw_divides_by_div_scale_and_keeps_narrow_weights_wide(opt_module):
     import torch
 
-    adam = module("adam")
+    adam = opt_module("adam")
     wide, narrow = steps_of(adam.AdamW, torch.bfloat16, count=20)
     master = narrow.state[wide[0]]["master"]
     assert wide[0].dtype == torch.bfloat16 and master.dtype == torch.float32
@@ -227,10 +215,10 @@ def test_adamw_divides_by_div_scale_and_keeps_narrow_weights_wide(module):
     torch.testing.assert_close(divided, plain / 4)
 
 
-def test_adamw_loads_the_wide_states_of_narrow_weights(module):
+def test_adamw_loads_the_wide_states_of_narrow_weights(opt_module):
     import torch
 
-    adam = module("adam")
+    adam = opt_module("adam")
     weights, optimizer = steps_of(adam.AdamW, torch.bfloat16)
     others, fresh = steps_of(adam.AdamW, torch.bfloat16, count=0)
     fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))

@@ -38,8 +38,13 @@ limits.largest_table(run, caption="The largest OPT that trains, and its speed")
 print(*run.log, sep="\n")
 
 # %%
+# What the formula below puts far above a cap is not tried on a GPU, and the search has a time limit: "not tried" is not
+# "too large". Each trial on a GPU has a process of its own, since one that ran out of memory leaves much of it taken.
+#
 # Larger, but how much slower? Compare the speeds of one size under two strategies. With offload every weight travels
-# to the GPU and every gradient back, and the CPU updates the states: this is what the memory costs.
+# to the GPU and every gradient back, and the CPU updates the states: this is what the memory costs. From
+# :math:`2^{31}` parameters on, Gemini's chunks lie in pageable memory here, from which copies are slower: a pinned
+# block is rounded up to a power of two, and the host would run out of memory first.
 #
 # The formula
 # -----------
@@ -93,8 +98,8 @@ limits.resume_plot(killed)
 #
 # What others can load
 # --------------------
-# The exported folder is a plain Hugging Face checkpoint. ``OPTForCausalLM.from_pretrained`` loads it, and so does the
-# server of the next lesson.
+# The exported folder is a plain Hugging Face checkpoint, which ``OPTForCausalLM.from_pretrained`` loads. With the
+# tokenizer that ``run_clm.py`` puts beside it, so does the server of the next lesson.
 
 limits.files_table(killed, caption="The exported model")
 
