@@ -233,6 +233,7 @@ def test_a_gpu_that_goes_out_of_view_changes_the_page_and_says_so(site, tmp_path
     smi.write_text('#!/bin/sh\ncase "$1" in --query-gpu=name) printf "H\\nH\\n";; esac\n')
     smi.chmod(0o755)
     site.environment["PATH"] = f"{smi.parent}:{site.environment['PATH']}"
+    site.environment.pop("CUDA_VISIBLE_DEVICES", None)  # empty where all of these tests are to see no GPU
     assert site.is_right() and "Run live for this page on 2 × H · 2 ranks over NCCL" in site.page()
     assert site.is_right(CUDA_VISIBLE_DEVICES="1")
     assert "2 ranks over gloo" in site.page() and "H ·" not in site.page()
