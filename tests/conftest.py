@@ -84,7 +84,7 @@ def build():
         name: value for name, value in os.environ.items() if name not in ("HANDSON_BUILD", "HANDSON_RECORDINGS")
     }
     command = [sys.executable, str(ROOT / "docs" / "build.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

@@ -174,9 +174,9 @@ def test_the_lesson_is_known_from_the_file_that_calls(gallery):
     assert lessons._note_file("topic/plot_ring").is_file()
 
 
-def test_a_recorded_traceback_names_no_folder_of_the_host():
+def test_a_kept_traceback_names_no_folder_of_the_host():
     inside = Path(pytest.__file__).parent / "main.py"
-    text = recording.without_folders(
+    text = sources.without_folders(
         f'File "{sources.SCRIPTS / "hybrid_parallel" / "train.py"}", line 1\nFile "{inside}", line 2'
     )
     assert text == f'File "hybrid_parallel/train.py", line 1\nFile "{inside.parent.name}/main.py", line 2'

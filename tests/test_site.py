@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import PHONE, ROOT, SITE, build, pages
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]
 
 
 def lesson_pages():

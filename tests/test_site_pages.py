@@ -125,6 +125,27 @@ def test_scripts_do_not_hold_up_a_page_and_unused_styles_are_left_out(extension)
     assert extension("page_speed").faster(changed) == changed
 
 
+def test_a_page_asks_for_one_style_sheet_that_follows_its_parts(extension, tmp_path):
+    styles = tmp_path / "_static" / "styles"
+    styles.mkdir(parents=True)
+    (styles / "theme.css").write_text('@import "../basic.css";\n')
+    (tmp_path / "_static" / "basic.css").write_text("b{}")
+    (tmp_path / "_static" / "own.css").write_text("o{color:red}")
+    page = (
+        '<head><link href="../_static/styles/theme.css?digest=1" rel="stylesheet" />'
+        '<link rel="stylesheet" href="../_static/own.css?v=2" /><link rel="icon" href="../_static/i.svg" /></head>text'
+    )
+    speed = extension("page_speed")
+    changed = speed.one_sheet(page, tmp_path, {})
+    assert changed.count('rel="stylesheet"') == 1 and 'rel="icon"' in changed
+    (sheet,) = styles.glob("pages-*.css")
+    assert sheet.read_text() == "b{}\n\no{color:red}" and f'href="../_static/styles/{sheet.name}?v=' in changed
+    assert speed.one_sheet(changed, tmp_path, {}) == changed
+    (tmp_path / "_static" / "own.css").write_text("o{color:blue}")
+    again = speed.one_sheet(changed, tmp_path, {})
+    assert "blue" in sheet.read_text() and again != changed, "a page that is not written again has the new style"
+
+
 # --- what is taken from lessons, sources and docstrings -------------------------------------------------------
 
 PAPER = """<div class="handson-table"><table><caption>The paper</caption>
@@ -248,7 +269,7 @@ def test_links_of_the_404_page_work_at_any_depth(extension):
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 class TestBuiltSite:
     """Pages as their readers get them."""
 

@@ -1,11 +1,13 @@
 """What a browser has to wait for before it shows a page: as little as the theme allows.
 
 The theme and some extensions write their scripts so that a page is not drawn before all of them are there, and give
-every page the styles of all kinds of pages. Each built page is changed once, in its head.
+every page the styles of all kinds of pages, a file each. Each built page is changed once, in its head; the styles that
+are left come as one file, which is written anew by every build.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -18,7 +20,10 @@ STYLE = re.compile(
 )
 # A style is needed where one of its words is on the page.
 NEEDS = {"sg_gallery": "sphx-glr-", "sphinx-design": "sd-", "copybutton": 'class="highlight'}
-THEME = re.compile(r'(<link href="([^"]*?)_static/styles/theme\.css)')
+SHEET = re.compile(
+    r'\s*<link (?=[^>]*rel="stylesheet")[^>]*href="([^"]*?)(_static/[^"?]+\.css)[^"]*"(?: data-parts="([^"]*)")?[^>]*>'
+)
+BASIC = '@import "../basic.css";'  # at the head of theme.css; by itself it would be asked for last
 FIRST = re.compile(r'<img [^>]*class="handson-picture only-(light|dark)"[^>]*src="([^"]+)"')
 
 
@@ -32,8 +37,7 @@ def faster(page: str) -> str:
     head = head.replace("<script>DOCUMENTATION_OPTIONS", '<script type="module">DOCUMENTATION_OPTIONS')
     head = PRELOADED.sub("", head)
     head = STYLE.sub(lambda found: found[0] if _needed(found[1], body) else "", head)
-    # theme.css asks for basic.css: say so early. The picture in the first screen is asked for late, being lazy.
-    head = THEME.sub(r'<link rel="preload" as="style" href="\2_static/basic.css" />\n\1', head, count=1)
+    # The picture in the first screen is asked for late, being lazy.
     if "handson-hero" in body:
         for theme, picture in FIRST.findall(body)[:2]:
             head += (
@@ -41,6 +45,29 @@ def faster(page: str) -> str:
                 f'media="(prefers-color-scheme: {theme})" />\n'
             )
     return f'{head}<meta name="handson-faster" content="1" />\n{end}{body}'
+
+
+def one_sheet(page: str, folder: Path, sheets: dict[str, str]) -> str:
+    """Return a page that asks for its style sheets as one file, written into the site's `folder`.
+
+    `sheets` has the files that this build has written so far, with a digest of each, for the browser's cache.
+    """
+    head, end, body = page.partition("</head>")
+    found = list(SHEET.finditer(head))
+    if not end or not found:
+        return page
+    parts = found[0][3].split() if found[0][3] else [one[2] for one in found]
+    # Beside the theme's own style sheets, so that the addresses in them stay right.
+    name = f"_static/styles/pages-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:8]}.css"
+    if name not in sheets:
+        text = "\n".join((folder / part).read_text(encoding="utf-8") for part in parts)
+        text = text.replace(
+            BASIC, (folder / "_static" / "basic.css").read_text(encoding="utf-8") if BASIC in text else ""
+        )
+        (folder / name).write_text(text, encoding="utf-8")
+        sheets[name] = hashlib.sha256(text.encode()).hexdigest()[:8]
+    link = f'\n<link rel="stylesheet" href="{found[0][1]}{name}?v={sheets[name]}" data-parts="{" ".join(parts)}" />'
+    return SHEET.sub(lambda one: link if one.start() == found[0].start() else "", head) + end + body
 
 
 def _needed(style: str, body: str) -> bool:
@@ -51,10 +78,11 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     """Change every page that this build has written."""
     if exception is not None or app.builder.format != "html":
         return
-    for path in Path(app.outdir).rglob("*.html"):
-        if "_static" not in path.relative_to(app.outdir).parts:
+    folder, sheets = Path(app.outdir), {}
+    for path in folder.rglob("*.html"):
+        if "_static" not in path.relative_to(folder).parts:
             page = path.read_text(encoding="utf-8")
-            if (changed := faster(page)) != page:
+            if (changed := one_sheet(faster(page), folder, sheets)) != page:
                 path.write_text(changed, encoding="utf-8")
 
 

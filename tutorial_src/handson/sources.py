@@ -11,6 +11,8 @@ import ast
 import functools
 import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 
 KIT = Path(__file__).resolve().parent
@@ -99,3 +101,12 @@ def key_of(
     """The content key of a run: 64 hexadecimal digits. `without` names the repairs that it leaves out."""
     content = json.dumps([files, list(argv), ranks, preset, list(without)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def without_folders(traceback_text: str) -> str:
+    """Name each file of a traceback from its import root on: what is kept tells no folder of the host that made it."""
+    roots = {str(Path(root).resolve()) for root in sys.path if root}
+    # First the scripts' own: a script's folder may be on the path too, and must stay in its name.
+    for root in (str(SCRIPTS), *sorted(roots, key=len, reverse=True)):
+        traceback_text = traceback_text.replace(f"{root}{os.sep}", "")
+    return traceback_text

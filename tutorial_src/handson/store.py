@@ -103,6 +103,7 @@ def dump(run: Run, extra: dict[str, Any] | None = None) -> str:
     """The run as text: stable order, one line for each logged line and each row."""
     content = {"format": FORMAT} | dataclasses.asdict(run) | (extra or {})
     del content["way"], content["note"]
+    content["error"] = run.error and sources.without_folders(run.error)
     content["digest"] = _digest(content)
     lines = []
     for name, value in content.items():

@@ -88,15 +88,6 @@ def _execute(lesson: str) -> list | None:
             os.environ["HANDSON_RUNS"] = policy
 
 
-def without_folders(traceback_text: str) -> str:
-    """Name each file of a traceback from its import root on: a recording tells no folder of the host that made it."""
-    roots = {str(Path(root).resolve()) for root in sys.path if root}
-    # First the scripts' own: a script's folder may be on the path too, and must stay in its name.
-    for root in (str(sources.SCRIPTS), *sorted(roots, key=len, reverse=True)):
-        traceback_text = traceback_text.replace(f"{root}{os.sep}", "")
-    return traceback_text
-
-
 def _write(lesson: str, runs: list, root: Path) -> int:
     written = {}
     for request, run in runs:
@@ -108,7 +99,6 @@ def _write(lesson: str, runs: list, root: Path) -> int:
             except store.StoreError:
                 status(f"{path.name} was unreadable and is replaced")
         run.lessons = sorted({*others, lesson})
-        run.error = run.error and without_folders(run.error)
         store.write(path, store.dump(run))
         written[path] = run.preset
     # A run that this lesson no longer asks for, at a preset made now, has no page any more.
