@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -74,19 +75,33 @@ def _needed(style: str, body: str) -> bool:
     return any(word in body for name, word in NEEDS.items() if style.startswith(name))
 
 
-def finish(app: Sphinx, exception: Exception | None) -> None:
-    """Change every page that this build has written."""
-    if exception is not None or app.builder.format != "html":
-        return
+def _pages(app: Sphinx, exception: Exception | None) -> Iterator[Path]:
+    if exception is None and app.builder.format == "html":
+        folder = Path(app.outdir)
+        yield from (path for path in folder.rglob("*.html") if "_static" not in path.relative_to(folder).parts)
+
+
+def _rewrite(path: Path, change: Callable[[str], str]) -> None:
+    page = path.read_text(encoding="utf-8")
+    if (changed := change(page)) != page:
+        path.write_text(changed, encoding="utf-8")
+
+
+def make_faster(app: Sphinx, exception: Exception | None) -> None:
+    """Change the head of every page that this build has written."""
+    for path in _pages(app, exception):
+        _rewrite(path, faster)
+
+
+def join_sheets(app: Sphinx, exception: Exception | None) -> None:
+    """Give every page its one style sheet."""
     folder, sheets = Path(app.outdir), {}
-    for path in folder.rglob("*.html"):
-        if "_static" not in path.relative_to(folder).parts:
-            page = path.read_text(encoding="utf-8")
-            if (changed := one_sheet(faster(page), folder, sheets)) != page:
-                path.write_text(changed, encoding="utf-8")
+    for path in _pages(app, exception):
+        _rewrite(path, lambda page: one_sheet(page, folder, sheets))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Run before the 404 page's links are changed."""
-    app.connect("build-finished", finish, priority=150)
+    """Heads before the 404 page's links are changed; sheets last, when the theme has written its colours of code."""
+    app.connect("build-finished", make_faster, priority=150)
+    app.connect("build-finished", join_sheets, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
