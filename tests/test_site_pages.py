@@ -110,6 +110,21 @@ def test_a_picture_is_made_smaller_but_not_changed(extension):
     )
 
 
+def test_a_thumbnail_gets_a_palette_once(extension, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "a_thumb.png"
+    drawn = image.linear_gradient("L").convert("RGB")
+    drawn.putpixel((0, 0), (255, 0, 0))
+    drawn.save(path)
+    extension("pictures").fewer_colours(path)
+    with image.open(path) as after:
+        assert after.mode == "P" and len(after.getcolors()) <= 64 and after.size == (256, 256)
+        assert after.convert("RGB").getpixel((0, 250))[0] == pytest.approx(drawn.getpixel((0, 250))[0], abs=8)
+    written = path.stat().st_mtime_ns
+    extension("pictures").fewer_colours(path)
+    assert path.stat().st_mtime_ns == written
+
+
 def test_a_pictures_room_is_known_before_it_comes(extension):
     assert extension("pictures").size(SVG) == (96, 48)
 

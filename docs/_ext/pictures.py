@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from docutils import nodes
 from handson.show import scraper, style
+from PIL import Image
 from sphinx.application import Sphinx
 
 SIZE = re.compile(r'<svg[^>]*?\bheight="([\d.]+)(pt|px)?"[^>]*?\bwidth="([\d.]+)(pt|px)?"|'
@@ -75,10 +76,25 @@ def smaller(svg: str) -> str:
     return re.sub(r">\s+<", "><", svg.replace("xlink:href=", "href=")).lstrip()
 
 
+COLOURS = 64  # of a thumbnail: a diagram has few, and most of these are the edges of its letters
+
+
+def fewer_colours(path: Path) -> None:
+    """Write a PNG again with a palette, a third of its size or less; one that has a palette stays as it is."""
+    with Image.open(path) as picture:
+        if picture.mode == "P":
+            return
+        reduced = picture.convert("RGB").quantize(COLOURS)
+    reduced.save(path, optimize=True)
+
+
 def shrink(app: Sphinx, exception: Exception | None) -> None:
     """After the build: make the copies of the pictures smaller; the lessons' own stay as they were drawn."""
     if exception is None and app.builder.format == "html":
-        for path in (Path(app.outdir) / app.builder.imagedir).glob("*.svg"):
+        folder = Path(app.outdir) / app.builder.imagedir
+        for path in folder.glob("*_thumb.png"):
+            fewer_colours(path)
+        for path in folder.glob("*.svg"):
             svg = path.read_text(encoding="utf-8")
             if len(svg) > HEAVY and svg.startswith("<?xml") and "figure_1" in svg:
                 path.write_text(smaller(svg), encoding="utf-8")
