@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from handson import launch
+from handson import launch, store
 from handson.run import Run
 from handson.show import serving_plots, serving_tables
 from handson.sources import SCRIPTS, files_of
@@ -117,6 +117,14 @@ def test_the_model_learned_and_the_page_shows_what_was_measured(bench):
     pictures = [serving_plots.timeline(bench), serving_plots.throughput({"tp 1": bench}), serving_plots.latency(bench)]
     assert all(len(picture.alt) > 60 for picture in pictures)
     assert not re.search(r"/tmp/|/home/", json.dumps(bench.data) + "\n".join(bench.log))
+
+
+def test_the_room_for_keys_and_values_is_read_from_every_recorded_servers_words():
+    """A GPU's have more than 999 MiB, which the server writes with a comma."""
+    paths = sorted((SCRIPTS.parent / "docs" / "recordings" / "opt").glob("serving_bench-*.json"))
+    rows = serving_tables.memory_rows({path.stem: store.load(path)[0] for path in paths})
+    assert len(rows) >= 3 and max(row["counted"] for row in rows) > 1000 * 2**20
+    assert all(row["counted"] == pytest.approx(row["expected"], rel=0.01) for row in rows)
 
 
 def test_a_change_of_the_server_makes_the_recording_stale():

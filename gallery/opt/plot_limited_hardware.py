@@ -43,8 +43,8 @@ print(*run.log, sep="\n")
 #
 # Larger, but how much slower? Compare the speeds of one size under two strategies. With offload every weight travels
 # to the GPU and every gradient back, and the CPU updates the states: this is what the memory costs. From
-# :math:`2^{31}` parameters on, Gemini's chunks lie in pageable memory here, from which copies are slower: a pinned
-# block is rounded up to a power of two, and the host would run out of memory first.
+# :math:`2^{31}` parameters on, Gemini's chunks are not pinned in the host's memory here, since a pinned block is
+# rounded up to a power of two; where the speed falls by more than the size grows, that may be part of the reason.
 #
 # The formula
 # -----------

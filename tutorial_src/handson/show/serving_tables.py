@@ -115,7 +115,7 @@ def memory_rows(runs: Runs) -> list[dict[str, Any]]:
     for run in runs.values():
         shape = run.rows("model")[0]
         for row in run.rows("server"):
-            said = re.search(r"keys and values: (\d+) MiB a rank", "\n".join(row["log"]))
+            said = re.search(r"keys and values: ([\d,]+) MiB a rank", "\n".join(row["log"]))
             size = 2 * 4 * shape["layers"] * shape["hidden"] / row["tp"] * row["max_batch_size"] * shape["positions"]
             found.append(
                 {
@@ -123,7 +123,7 @@ def memory_rows(runs: Runs) -> list[dict[str, Any]]:
                     "ranks": row["tp"],
                     "formula": "2 × 4 B × layers × hidden ÷ tp × rows × tokens",
                     "expected": size,
-                    "counted": int(said.group(1)) * 2**20 if said else None,
+                    "counted": int(said[1].replace(",", "")) * 2**20 if said else None,
                     "unit": "B",
                 }
             )
