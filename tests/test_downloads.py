@@ -63,8 +63,9 @@ def reader(wheel, tmp_path_factory):
             [str(python), *words], cwd=folder, env=clean(), capture_output=True, text=True, timeout=timeout
         )
 
-    before = run("-c", "import handson")
-    assert before.returncode != 0 and "No module named 'handson'" in before.stderr
+    # The build of an editable checkout leaves the wheel's data beside it: a folder of that name, without the kit.
+    before = run("-m", "handson", "--help")
+    assert before.returncode != 0 and "No module named handson" in before.stderr
     installed = run("-m", "pip", "install", str(wheel))
     assert installed.returncode == 0, installed.stderr
     return SimpleNamespace(folder=folder, run=run)

@@ -151,5 +151,5 @@ def test_no_page_has_an_accessibility_violation(visit, theme):
 
 def test_search_finds_the_lesson(visit):
     page = visit("search.html?q=tensor+parallelism")
-    page.wait_for_selector("#search-results li a")
-    assert any("tensor_parallel" in link.get_attribute("href") for link in page.locator("#search-results li a").all())
+    # Results come one by one.
+    page.wait_for_selector("#search-results li a[href*=tensor_parallel]")
