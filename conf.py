@@ -37,6 +37,7 @@ extensions = [
     "honesty",
     "kit_reference",
     "kit_wheel",
+    "lessons_at_once",
     "mathml",
     "named_toggles",
     "origin",

@@ -29,8 +29,6 @@ def gallery(tmp_path, monkeypatch):
     topic = tmp_path / "checkout" / "gallery" / "topic"
     topic.mkdir(parents=True)
     monkeypatch.setattr(sources, "CHECKOUT", tmp_path / "checkout")
-    monkeypatch.setattr(lessons, "_made", {})
-    monkeypatch.setattr(lessons, "_resuming", False)
     lesson = topic / "plot_ring.py"
     lesson.write_text(f'from handson import launch\nrun = launch({str(SCRIPTS / "ring.py")!r}, "ok", ranks=2)\n')
     return lesson
@@ -93,7 +91,6 @@ def test_record_resumes_where_an_earlier_attempt_failed(gallery, monkeypatch):
     gallery.write_text(whole + "raise RuntimeError('half way')\n")
     assert recording.record(["plot_ring"]) == 1
     gallery.write_text(whole)
-    lessons._made.clear()
     monkeypatch.setattr(launcher, "run_ranks", lambda *a, **k: pytest.fail("the run was made again"))
     assert recording.record(["plot_ring"], resume=True) == 0
     assert len(list(store.recordings().rglob("*.json"))) == 1

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 from pathlib import Path
 
-from handson import jobs, leases, store
+from handson import jobs, leases, lessons, side_by_side, store
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
@@ -26,10 +25,12 @@ def wait_for_the_other(app: Sphinx, config: Config) -> None:
 
 
 def begin(app: Sphinx, config: Config) -> None:
-    """From here on the jobs of this build are recorded, whichever process of it starts them."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}.jsonl"
-    os.environ.setdefault("HANDSON_JOBS", str(store.build_folder() / "jobs" / name))
-    jobs.note("begin", devices=[*leases.gpus()] or [leases.CPU])
+    """From here on the jobs of this build are recorded, whichever process of it starts them.
+
+    A run that two lessons show is made once: the second finds that it was made since the build began.
+    """
+    jobs.begin(f"nox -s build_docs -- --runs={store.policy()}", side_by_side.workers_here())
+    os.environ.setdefault(lessons.SINCE, lessons.now())
 
 
 def end(app: Sphinx, exception: Exception | None) -> None:

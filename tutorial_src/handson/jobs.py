@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from handson import leases, provenance, sources, store
 from handson.ranks import status
 
 
@@ -56,6 +57,21 @@ def note(kind: str, **fields: Any) -> None:
             file.write(line.encode())
     except OSError as error:
         status(f"the record of this build's jobs cannot be written: {error.strerror}")
+
+
+def begin(command: str, workers: int) -> Path:
+    """From here on the jobs of this process, and of those that it starts, are recorded; return the record's file.
+
+    `command` is what was typed, and `workers` how many lessons run at once.
+    """
+    name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}.jsonl"
+    place = os.environ.setdefault("HANDSON_JOBS", str(store.build_folder() / "jobs" / name))
+    gpus = provenance.gpus()
+    made = provenance.describe(
+        device="cuda" if gpus else "cpu", ranks=len(gpus), command=command, folder=sources.CHECKOUT or sources.KIT
+    )
+    note("begin", devices=[*leases.gpus()] or [leases.CPU], made=made, workers=workers)
+    return Path(place)
 
 
 def latest(folder: Path) -> Path | None:

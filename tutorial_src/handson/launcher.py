@@ -64,7 +64,7 @@ def launch(
     here = "gpu" if preset != "laptop" and len(provenance.gpus()) >= ranks else "laptop"
     asked = os.environ.get("HANDSON_WITHOUT", "").split(",")
     without = tuple(sorted({*without, *filter(None, asked)}))
-    policy, note, run = store.policy(), "", None
+    policy, note, run, made = store.policy(), "", None, False
     if policy == "recorded" or (policy == "auto" and here == "laptop" and preset != "laptop"):
         run, note = _recorded(store.Request(path, argv, ranks, preset, without))
         if run is None and policy == "recorded":
@@ -79,12 +79,13 @@ def launch(
         )
     request = store.Request(path, argv, ranks, run.preset if run else here, without)
     if run is None:
-        run = store.cached(request) if policy == "auto" else lessons.recorded_now(request)
-    if run is None:
-        run = _live(request, timeout, quiet, port)
-        if expect_failure or run.error is None:
-            _keep(run, request)
-    elif run.log and not quiet:
+        with lessons.only_here(request):
+            run = store.cached(request) if policy == "auto" else lessons.made_now(request)
+            if made := run is None:
+                run = _live(request, timeout, quiet, port)
+                if expect_failure or run.error is None:
+                    _keep(run, request)
+    if not made and run.log and not quiet:
         print(*run.log, sep="\n")
     if note:
         run.note = f"These numbers are this host's: {note}."
@@ -181,8 +182,8 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
         finally:
             jobs.note(
                 "job", lesson=lessons.current_lesson(), script=request.name, argv=list(request.argv),
-                ranks=request.ranks, preset=request.preset, devices=list(mine), asked=asked, began=started,
-                ended=time.time(), failed=failed,
+                ranks=request.ranks, preset=request.preset, without=list(request.without), key=key,
+                devices=list(mine), asked=asked, began=started, ended=time.time(), failed=failed,
             )  # fmt: skip
     run = Run(
         script=request.name,

@@ -5,20 +5,24 @@ Sphinx-Gallery looks at a lesson's own text alone; a changed training script wou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import json
 import os
+import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from handson import provenance, sources, store
+from handson import leases, provenance, sources, store
+from handson.ranks import status
 from handson.run import Run
 
 _used: dict[str, list[dict[str, Any]]] = {}
 _recording: list[tuple[store.Request, Run]] | None = None
-_made: dict[str, Run] = {}
-_resuming = False
+SINCE = "HANDSON_SINCE"  # runs made from this moment on are those of the build, or the recording, that goes on
 
 
 def current_lesson() -> str | None:
@@ -49,7 +53,6 @@ def note_use(request: store.Request, run: Run) -> None:
     """Remember that the lesson being executed showed this run."""
     if _recording is not None:
         _recording.append((request, run))
-        _made[request.key] = run
     lesson = current_lesson()
     if lesson is None:
         return
@@ -70,9 +73,71 @@ def note_use(request: store.Request, run: Run) -> None:
     store.write(_note_file(lesson), json.dumps({"gpus": list(provenance.gpus()), "runs": used}, indent=1) + "\n")
 
 
-def recorded_now(request: store.Request) -> Run | None:
-    """The run that `handson record` made of this very request a moment ago, or (resuming) in an earlier attempt."""
-    return _made.get(request.key) or (store.cached(request) if _resuming else None)
+def execute(lesson: str) -> list[tuple[store.Request, Run]]:
+    """Execute a lesson as plain Python, under the policy that is set; return the runs that it showed, in order.
+
+    Raises:
+        BaseException: what the lesson raised.
+    """
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    global _recording
+    matplotlib.use("Agg")
+    path = sources.CHECKOUT / "gallery" / f"{lesson}.py"
+    before = Path.cwd()
+    status(f"lesson {lesson}")
+    _recording = []
+    start(lesson)
+    os.chdir(path.parent)
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+        return _recording
+    finally:
+        plt.close("all")
+        os.chdir(before)
+        _recording = None
+
+
+def now() -> str:
+    """This moment, as a run's provenance dates it."""
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()
+
+
+def made_now(request: store.Request) -> Run | None:
+    """The run that the build (or the recording) that goes on has made of this very request, in whichever process."""
+    since = os.environ.get(SINCE)
+    run = store.cached(request) if since is not None else None
+    if run is None or run.provenance["date"] < since:
+        return None
+    run.way = "live"
+    return run
+
+
+@contextlib.contextmanager
+def only_here(request: store.Request) -> Iterator[None]:
+    """No other process makes this very run while the block runs: a lesson that waited finds it made.
+
+    Locks are few, and shared: runs that share one by chance only wait for each other.
+    """
+    if leases.WITHIN in os.environ or (store.policy() == "live" and SINCE not in os.environ):
+        yield  # every call makes its own run
+        return
+    said = f"{request.name} x{request.ranks}: another process makes it, or one like it; waiting"
+    with leases.hold(leases.folder() / f"run-{request.key[:2]}", waiting=lambda: status(said)):
+        yield
+
+
+def longest_first(names: list[str]) -> list[str]:
+    """Lessons by the seconds that their recorded runs took, so that the last ones to begin are the short ones."""
+    seconds = dict.fromkeys(names, 0.0)
+    root = store.recordings()
+    for path in root.rglob("*.json") if root else ():
+        with contextlib.suppress(store.StoreError):
+            run, _ = store.load(path)
+            for lesson in seconds.keys() & set(run.lessons):
+                seconds[lesson] += run.seconds
+    return sorted(names, key=lambda name: -seconds[name])
 
 
 def is_current(lesson: str) -> bool:

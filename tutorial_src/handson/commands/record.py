@@ -1,18 +1,20 @@
 """`handson record LESSON...`: execute lessons as plain Python, every run live, and write their recordings.
 
-Needs no Sphinx, so that it works on an offline GPU host. A lesson that fails leaves its recordings as they were.
+Needs no Sphinx, so that it works on an offline GPU host. Where there are GPUs several lessons run at once. A lesson
+that fails leaves its recordings as they were.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import runpy
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
-from handson import lessons, provenance, sources, store
+from handson import jobs, lessons, provenance, side_by_side, store
 from handson.commands.status import lesson_names
 from handson.ranks import status
 
@@ -21,27 +23,48 @@ def record(names: list[str], *, resume: bool = False) -> int:
     """Record each named lesson (`all` for every one); return 1 where one failed.
 
     With `resume`, runs that an earlier attempt made with this very code on a host like this one are not made again.
+    Recording all lessons in one go also keeps the record of their jobs, which the site draws.
     """
-    lessons._resuming = resume
     chosen = _resolve(names)
     if chosen is None:
         return 2
-    root = store.recordings()
-    gpus = provenance.gpus()
+    root, gpus = store.recordings(), provenance.gpus()
+    workers = min(side_by_side.workers_here(), len(chosen))
     status(f"recording on {f'{len(gpus)} × {gpus[0]}' if gpus else 'a host without GPUs: the laptop preset alone'}")
-    failed = []
-    for number, lesson in enumerate(chosen, 1):
-        status(f"lesson {number} of {len(chosen)}: {lesson}")
-        began = time.monotonic()
-        runs = _execute(lesson)
-        if runs is None:
-            failed.append(lesson)
-            continue
-        written = _write(lesson, runs, root)
-        status(f"{lesson}: {written} runs recorded in {time.monotonic() - began:.0f} s")
+    failed, began = [], time.monotonic()
+    command = f"python -m handson record {' '.join(names)}{' --resume' * resume}"
+    with _set(HANDSON_RUNS="live", HANDSON_SINCE="" if resume else lessons.now(), HANDSON_JOBS=None):
+        history = jobs.begin(command, workers)
+        every = side_by_side.run_each(lessons.execute, lessons.longest_first(chosen), workers)
+        for number, (lesson, runs) in enumerate(every, 1):
+            if isinstance(runs, BaseException):
+                traceback.print_exception(runs)
+                print(f"error: {lesson} failed; its recordings are as they were", file=sys.stderr)
+                failed.append(lesson)
+                continue
+            written = _write(lesson, runs, root)
+            took = f"{time.monotonic() - began:.0f} s after the start"
+            status(f"lesson {number} of {len(chosen)}: {lesson}: {written} runs recorded, {took}")
+        jobs.note("end")
     if failed:
         print(f"error: {len(failed)} of {len(chosen)} lessons failed: {', '.join(failed)}", file=sys.stderr)
+    elif names == ["all"] and not resume and history.is_file():
+        store.write(root.parent / "measured" / "build.jsonl", history.read_text(encoding="utf-8"))
     return int(bool(failed))
+
+
+@contextlib.contextmanager
+def _set(**values: str | None) -> Iterator[None]:
+    """Environment variables for this process, and for those that it starts, while the block runs."""
+    before = {name: os.environ.pop(name, None) for name in values}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _resolve(names: list[str]) -> list[str] | None:
@@ -57,35 +80,6 @@ def _resolve(names: list[str]) -> list[str] | None:
             return None
         chosen += found
     return chosen
-
-
-def _execute(lesson: str) -> list | None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    path = sources.CHECKOUT / "gallery" / f"{lesson}.py"
-    before, policy = Path.cwd(), os.environ.get("HANDSON_RUNS")
-    os.environ["HANDSON_RUNS"] = "live"
-    lessons._recording = []
-    lessons.start(lesson)
-    os.chdir(path.parent)
-    try:
-        runpy.run_path(str(path), run_name="__main__")
-        return lessons._recording
-    except (Exception, SystemExit):
-        traceback.print_exc()
-        print(f"error: {lesson} failed; its recordings are as they were", file=sys.stderr)
-        return None
-    finally:
-        import matplotlib.pyplot as plt
-
-        plt.close("all")
-        os.chdir(before)
-        lessons._recording = None
-        if policy is None:
-            del os.environ["HANDSON_RUNS"]
-        else:
-            os.environ["HANDSON_RUNS"] = policy
 
 
 def _write(lesson: str, runs: list, root: Path) -> int:
