@@ -156,6 +156,13 @@ def test_doctor_says_what_the_host_can_do():
     assert "Traceback" not in done.stderr
 
 
+def test_a_reader_who_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m handson doctor | true; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(KIT), "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_install_takes_what_lessons_need_and_not_the_site():
     from handson.commands.install import needed_by_lessons
 

@@ -38,32 +38,42 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     # plan.py reads its own options; argparse would not hand on those that come first.
     asked = argparse.Namespace(command="plan") if given[:1] == ["plan"] else parser.parse_args(given)
-    # Each command imports what it needs: `status` must answer on a bare Python.
     try:
-        if asked.command == "status":
-            from handson.commands.status import status as command
-
-            return command(as_json=asked.json, check=asked.check)
-        if asked.command == "plan":
-            from handson.commands.plan import plan as command
-
-            return command(given[1:])
-        if asked.command == "record":
-            from handson.commands.record import record as command
-
-            return command(asked.lessons, resume=asked.resume)
-        if asked.command == "doctor":
-            from handson.commands.doctor import doctor as command
-
-            return command()
-        if asked.command == "install":
-            from handson.commands.install import install as command
-
-            return command()
-        return _run(asked)
+        code = _command(asked, given)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("handson: interrupted; every rank was ended", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # `handson status | head`: the reader has seen enough, and Python's last flush would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _command(asked: argparse.Namespace, given: list[str]) -> int:
+    # Each command imports what it needs: `status` must answer on a bare Python.
+    if asked.command == "status":
+        from handson.commands.status import status as command
+
+        return command(as_json=asked.json, check=asked.check)
+    if asked.command == "plan":
+        from handson.commands.plan import plan as command
+
+        return command(given[1:])
+    if asked.command == "record":
+        from handson.commands.record import record as command
+
+        return command(asked.lessons, resume=asked.resume)
+    if asked.command == "doctor":
+        from handson.commands.doctor import doctor as command
+
+        return command()
+    if asked.command == "install":
+        from handson.commands.install import install as command
+
+        return command()
+    return _run(asked)
 
 
 def _run(asked: argparse.Namespace) -> int:
