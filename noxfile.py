@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -101,9 +102,19 @@ def linkcheck(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; arguments after `--` go to pytest."""
+    """Run the tests, two at a time, then alone those that measure time; arguments after `--` go to pytest instead."""
     prepare(session)
-    run(session, "python", "-m", "pytest", *session.posargs)
+    if session.posargs:
+        run(session, "python", "-m", "pytest", *session.posargs)
+        return
+    failed = []
+    for words in (("-n", "2", "--dist", "loadgroup", "-m", "not alone"), ("-m", "alone")):
+        try:
+            run(session, "python", "-m", "pytest", *words)
+        except nox.command.CommandFailed:
+            failed.append(shlex.join(words))
+    if failed:
+        session.error(f"tests failed: pytest {' and pytest '.join(failed)}")
 
 
 @nox.session

@@ -21,13 +21,32 @@ SITE = ROOT / "build" / "html"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
+def pytest_collection_modifyitems(items):
+    """Which tests share a worker where several run at once (pytest -n): those of a file, and all of the built site.
+
+    The site's come first, as they take longest.
+    """
+    for item in items:
+        group = "site" if item.path.stem.startswith("test_site") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not item.path.stem.startswith("test_site"))
+
+
 @pytest.fixture(autouse=True)
 def own_stores(tmp_path, monkeypatch):
     """No test reads or writes the checkout's runs."""
     monkeypatch.setenv("HANDSON_BUILD", str(tmp_path / "build"))
     monkeypatch.setenv("HANDSON_RECORDINGS", str(tmp_path / "recordings"))
     monkeypatch.setenv("HANDSON_LEASES", str(tmp_path / "leases"))
-    for name in ("HANDSON_RUNS", "HANDSON_PRESET", "HANDSON_WITHOUT", "HANDSON_TIMEOUT", "HANDSON_LESSON"):
+    for name in (
+        "HANDSON_RUNS",
+        "HANDSON_PRESET",
+        "HANDSON_WITHOUT",
+        "HANDSON_TIMEOUT",
+        "HANDSON_LESSON",
+        "HANDSON_SINCE",
+        "HANDSON_JOBS",
+    ):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 

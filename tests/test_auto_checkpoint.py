@@ -27,6 +27,7 @@ def ask(question: str, **options):
     return launch(PROBE, question, preset="laptop", quiet=True, **options)
 
 
+@pytest.mark.alone
 @ranks
 def test_the_table_is_upstreams_entry_for_entry_in_a_fraction_of_the_time():
     answers = {row["model"]: row for row in ask("table").rows("answer")}
@@ -36,6 +37,7 @@ def test_the_table_is_upstreams_entry_for_entry_in_a_fraction_of_the_time():
         assert answer["seconds"]["ours"] < answer["seconds"]["theirs"] / 5
 
 
+@pytest.mark.alone
 @ranks
 def test_gpt2_medium_is_solved_within_three_seconds():
     run = ask("medium")

@@ -101,6 +101,7 @@ def test_an_unknown_lesson_is_named(gallery, capsys):
     assert "there is no lesson plot_nothing: the gallery has topic/plot_ring" in capsys.readouterr().err
 
 
+@pytest.mark.alone
 def test_status_needs_only_the_standard_library_and_two_seconds(tmp_path):
     root = Path(os.environ["HANDSON_RECORDINGS"])
     root.mkdir()

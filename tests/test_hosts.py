@@ -225,6 +225,7 @@ def test_the_rank_that_fails_is_named_and_no_process_is_left(two, how, says):
     assert nothing_left(two)
 
 
+@pytest.mark.alone
 def test_a_host_whose_network_goes_away_ends_the_job(two):
     job = start(two.hosts, "--ranks", "4", STEPS, "1000", "0.2")
     try:
@@ -243,6 +244,7 @@ def test_a_host_whose_network_goes_away_ends_the_job(two):
     assert nothing_left(two)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_host_whose_processes_all_die_ends_the_job(two, which):
     job = start(two.hosts, "--ranks", "2", STEPS, "1000", "0.2")

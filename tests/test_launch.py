@@ -13,7 +13,7 @@ from conftest import SCRIPTS, children_of, gone
 from handson import RunFailed, launch
 from handson.ranks import run_ranks
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.alone]
 RING = str(SCRIPTS / "ring.py")
 KIT = Path(__file__).parents[1] / "tutorial_src"
 

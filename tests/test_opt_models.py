@@ -86,6 +86,7 @@ def test_a_hub_name_gives_real_weights_from_the_cache(opt_module, saved, tmp_pat
     assert says == f"weights of {name}" and torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
+@pytest.mark.alone
 def test_a_hub_that_does_not_answer_is_given_up_in_bounded_time(opt_module, monkeypatch):
     from huggingface_hub import constants
 

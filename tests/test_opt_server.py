@@ -310,6 +310,7 @@ def test_two_ranks_answer_as_transformers_and_sigterm_drains_them(truth):
     assert all(gone(rank) for rank in ranks)
 
 
+@pytest.mark.alone
 def test_a_killed_rank_is_named_and_the_server_ends(truth):
     folder, asked = truth
     server = start(folder, tp=2, max_batch_size=2)
@@ -331,6 +332,7 @@ def test_a_killed_rank_is_named_and_the_server_ends(truth):
     assert any(line.startswith(f"error: {why}") for line in server.log)
 
 
+@pytest.mark.alone
 def test_a_hung_rank_is_named_in_bounded_time_but_idling_ends_nothing(truth):
     folder, asked = truth
     server = start(folder, tp=2, rank_timeout=1.5)

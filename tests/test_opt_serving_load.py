@@ -18,6 +18,7 @@ from handson.sources import SCRIPTS, files_of
 sys.path.append(str(SCRIPTS / "opt"))
 from inference import bench_steps, load, served
 
+pytestmark = pytest.mark.alone
 FOLDER = SCRIPTS / "opt" / "inference"
 ROOT = SCRIPTS.parent
 
