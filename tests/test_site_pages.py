@@ -140,6 +140,13 @@ def test_scripts_do_not_hold_up_a_page_and_unused_styles_are_left_out(extension)
     assert extension("page_speed").faster(changed) == changed
 
 
+def test_only_the_search_page_loads_the_index(extension):
+    page = '<head><script src="a.js"></script>\n<script src="../searchindex.js"></script></head><body>{}</body>'
+    faster = extension("page_speed").faster
+    assert "searchindex" not in faster(page.format("text")) and "a.js" in faster(page.format("text"))
+    assert "searchindex" in faster(page.format('<div id="search-results"></div>'))
+
+
 def test_a_page_asks_for_one_style_sheet_that_follows_its_parts(extension, tmp_path):
     styles = tmp_path / "_static" / "styles"
     styles.mkdir(parents=True)

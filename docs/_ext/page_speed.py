@@ -16,6 +16,8 @@ from sphinx.application import Sphinx
 
 BLOCKING = re.compile(r'<script (?![^>]*\b(?:defer|async|type)\b)(?=[^>]*\bsrc=)')  # fmt: skip
 PRELOADED = re.compile(r'\s*<link rel="preload" as="script"[^>]*>')
+# The theme reads the whole index on every page, for a search that answers while one types, which this site has not.
+SEARCH = re.compile(r'\s*<script [^>]*src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"[^>]*></script>')
 STYLE = re.compile(
     r'\s*<link rel="stylesheet"[^>]*href="[^"]*?(sg_gallery[\w-]*|sphinx-design[\w.]*|copybutton)\.css[^"]*"[^>]*>'
 )
@@ -37,6 +39,8 @@ def faster(page: str) -> str:
     # These two lines use what a script before them has made; as modules they wait for it.
     head = head.replace("<script>DOCUMENTATION_OPTIONS", '<script type="module">DOCUMENTATION_OPTIONS')
     head = PRELOADED.sub("", head)
+    if 'id="search-results"' not in body:
+        head, body = SEARCH.sub("", head), SEARCH.sub("", body)
     head = STYLE.sub(lambda found: found[0] if _needed(found[1], body) else "", head)
     # The picture in the first screen is asked for late, being lazy.
     if "handson-hero" in body:
