@@ -30,7 +30,9 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
     # ours, in docs/_ext
+    "bench_page",
     "build_guards",
+    "build_page",
     "contents",
     "downloads",
     "error_messages",

@@ -136,6 +136,6 @@ def record(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure how long a job's ranks take to start, through the kit and through torchrun."""
+    """Start the same jobs by `colossalai run` and through the kit, and compare: `-- LESSON...` says whose jobs."""
     prepare(session)
-    run(session, "python", "tests/bench_startup.py", *session.posargs)
+    run(session, "python", "docs/bench.py", *session.posargs)

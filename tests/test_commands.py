@@ -48,12 +48,21 @@ def test_run_prints_the_log_and_where_it_was_made():
         (("--ranks", "0", str(SCRIPTS / "ring.py"), "ok"), "error: ranks=0: a job has at least one rank"),
         (("--ranks", "3", str(SCRIPTS / "ring.py"), "refuse"), "3 ranks cannot form a square: use 1, 4 or 9"),
         (("--preset", "tiny", str(SCRIPTS / "ring.py"), "ok"), "preset='tiny' is unknown"),
+        (("--timeout", "0", str(SCRIPTS / "ring.py"), "ok"), "error: timeout=0 is no time limit: give seconds above 0"),
+        (("--port", "99999", str(SCRIPTS / "ring.py"), "ok"), "error: --port 99999 is no port: name one from 1 to"),
     ],
 )
 def test_bad_input_is_one_sentence_and_a_non_zero_exit(words, says):
     done = handson("run", *words)
     assert done.returncode != 0 and says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_time_limit_of_the_environment_is_named_where_it_is_none(monkeypatch):
+    monkeypatch.setenv("HANDSON_TIMEOUT", "soon")
+    done = handson("run", str(SCRIPTS / "ring.py"), "ok")
+    assert done.returncode == 1
+    assert done.stderr == "error: HANDSON_TIMEOUT=soon is no time limit: give seconds above 0, such as 1200\n"
 
 
 def test_record_writes_a_lessons_runs_and_status_finds_them_fresh(gallery, capsys):

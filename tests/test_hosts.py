@@ -275,6 +275,13 @@ def test_ctrl_c_or_the_launchers_death_ends_every_rank_on_every_host(two, tmp_pa
     assert nothing_left(two)
 
 
+def test_one_host_is_enough():
+    there = hosts.read_hosts("x=127.0.0.1")
+    script = str(SCRIPTS / "ring.py")
+    run = hosts.run_on_hosts(script, ["ok"], hosts=there, count=2, via="env HOST={host}", preset="laptop")
+    assert run.log[-1] == "step 2: sum of ranks 1" and run.provenance["hardware"].startswith("1 host, each the CPU")
+
+
 def test_a_job_that_hangs_ends_at_its_limit_and_says_where_the_rank_was(two, tmp_path):
     script = tmp_path / "sleeper.py"
     script.write_text("import time\ndef loop_without_end():\n    time.sleep(600)\nloop_without_end()\n")

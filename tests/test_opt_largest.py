@@ -101,6 +101,28 @@ def test_the_picture_and_the_tables_say_what_was_found():
     assert str(limits.peaks_table(run, caption="peaks")).count("14 N + tokens") == 2
 
 
+def test_what_a_search_found_before_its_time_limit_is_shown_as_a_lower_bound():
+    from handson.run import Run
+    from handson.show import opt_limits as limits
+
+    def rows(strategy, size, verdict, reason=""):
+        return {"kind": "trial", "rank": 0, "cap": 8.0, "strategy": strategy, "size": size, "verdict": verdict,
+                "reason": reason, "parameters": {"125m": 125e6, "350m": 350e6}[size]}  # fmt: skip
+
+    data = [{"kind": "search", "rank": 0, "unit": "GB", "caps": [8]}]
+    data += [rows("ddp", "125m", "trains"), rows("ddp", "350m", "not tried", "9.00 GB by the formula")]
+    late = "about 30 s, more than is left of the search's 20"
+    data += [rows("gemini-offload", "125m", "trains"), rows("gemini-offload", "350m", "not tried", late)]
+    best = {"kind": "largest", "rank": 0, "cap": 8.0, "size": "125m"}
+    data += [best | {"strategy": name} for name in ("ddp", "gemini-offload")]
+    run = Run("largest.py", [], 1, "gpu", "", "", {}, {}, [], data, 1.0)
+    assert limits.lower_bounds(run) == {("8 GB", "gemini-offload")}
+    assert limits.against_ddp(run) == "at least 125m in 8 GB, 1.00× ddp"
+    drawn = limits.largest_bars(limits.by_cap(run), [run], title="one")
+    assert "8 GB: ddp 125m, gemini-offload 125m or larger" in drawn.alt
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["↑"]
+
+
 @pytest.mark.ranks
 def test_ranks_that_share_hold_more_and_ranks_that_repeat_do_not():
     rows = several(2).rows("largest", rank=0)

@@ -142,6 +142,23 @@ def test_the_tutorials_command_trains():
     assert any("MiB of weights (formula 2/w bytes a parameter" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "sentence"),
+    [
+        ("run_clm_synthetic.sh", "2 0 tiny 0", "GPUNUM is 0, and must be a number of ranks, from 1 on"),
+        ("run_clm.sh", "2 0 tiny two", "GPUNUM is two, and must be a number of ranks, from 1 on"),
+        ("run_clm_synthetic.sh", "none 0 tiny 2", "--batch_size: none must be a whole number from 1 on"),
+        ("run_clm.sh", "2 8 tiny 2", "this job runs on the CPU; use --mem_cap 0"),
+    ],
+)
+def test_the_tutorials_commands_refuse_what_makes_no_sense_before_ranks_start(script, words, sentence):
+    env = {**os.environ, "PYTHONPATH": str(SCRIPTS), "HANDSON_DEVICE": "cpu"}
+    command = ["bash", str(FOLDER / script), *words.split()]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    (said,) = done.stderr.splitlines()
+    assert done.returncode == 2 and said.startswith("error: ") and sentence in said
+
+
 @pytest.mark.ranks
 def test_text_is_learned_and_saved(tmp_path):
     arguments = f"--model_name_or_path tiny --batch_size 8 --sequence 32 --steps 12 --lr 3e-4 --output_dir {tmp_path}"

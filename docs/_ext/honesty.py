@@ -26,7 +26,7 @@ OUTPUT = ".sphx-glr-script-out, .output_subarea"
 PICTURE = "article img.sphx-glr-single-img"
 LESSON = re.compile(r"lessons/([^/]+/plot_\w+)\.html")
 # What a reader may download; its prose and code may speak of /tmp, but not of the places where this site was built.
-TAKEN_ALONG = {".css", ".ipynb", ".js", ".json", ".py", ".txt", ".xml"}
+TAKEN_ALONG = {".css", ".ipynb", ".js", ".json", ".jsonl", ".py", ".txt", ".xml"}
 DEBRIS = {
     "a terminal colour code": re.compile(r"\x1b|\[\d{1,2}(;\d{1,3})*m"),
     "a progress bar": re.compile(r"\r(?!\n)|\d+%\|.*\||\d+(\.\d+)?\s*(it/s|s/it)\b|█▏|[▏▎▍▌▋▊▉]"),

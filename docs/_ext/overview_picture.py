@@ -6,14 +6,13 @@ The same picture is on the card that other sites show for a link to this one.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import origin
+import pictures
 from docutils import nodes
 from docutils.parsers.rst import Directive
-from handson.show import overview, picture, style
+from handson.show import overview
 from shown_runs import note_file, shown_runs
 from sphinx.application import Sphinx
 
@@ -38,17 +37,7 @@ class Overview(Directive):
                 raise self.error(f"the lesson {lesson} shows no run")
             shown += found
         runs = overview.ways(entry.run for entry in shown)
-        drawn = overview.overview(runs)
-        folder = Path(env.app.srcdir) / "lessons" / "images"
-        folder.mkdir(parents=True, exist_ok=True)
-        light = picture.svg(drawn, transparent=True)
-        made: list[nodes.Node] = []
-        for theme, svg in (("light", light), ("dark", style.dark(light))):
-            path = folder / f"overview_{theme}.svg"
-            path.write_text(svg, encoding="utf-8")
-            uri = "/" + Path(os.path.relpath(path, env.app.srcdir)).as_posix()
-            made.append(nodes.image(uri=uri, alt=drawn.alt, classes=["handson-picture", f"only-{theme}"]))
-        plt.close(drawn)
+        made = pictures.both_themes(env.app, overview.overview(runs), "overview")
         env.handson_social_card = overview.social_card(runs, env.config.project, env.config.handson_lead)
         used = {id(run) for run in runs.values()}
         lines = "".join(origin.lines([entry for entry in shown if id(entry.run) in used]))

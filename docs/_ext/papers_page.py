@@ -22,7 +22,10 @@ from sphinx.util.docutils import SphinxDirective
 
 COLUMNS = ["claim", "paper", "measured", "source"]
 PAGE, BIBLIOGRAPHY = "papers", "bibliography"
-ARXIV = re.compile(r"https?://arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})")
+# A paper by its place: arXiv's number, or the name of a presentation.
+PAPER = re.compile(
+    r"https?://(?:arxiv\.org/(?:abs|pdf)|www\.usenix\.org/conference)/(\d{4}\.\d{4,5}|\w+/presentation/\w+)"
+)
 
 
 class Claims(nodes.General, nodes.Element):
@@ -61,14 +64,14 @@ def gather(app: Sphinx, doctree: nodes.document) -> None:
         return
     claims, cited = [], set()
     for node in doctree.findall(nodes.raw):
-        cited.update(ARXIV.findall(node.astext()))
+        cited.update(PAPER.findall(node.astext()))
         if found := claims_in(node.astext()):
             holder = node.parent
             while not (isinstance(holder, nodes.section) and holder["ids"]):
                 holder = holder.parent
             claims += [{**row, "section": holder["ids"][0]} for row in found]
     for node in doctree.findall(nodes.reference):
-        cited.update(ARXIV.findall(node.get("refuri", "")))
+        cited.update(PAPER.findall(node.get("refuri", "")))
     _kept(app.env)[docname] = (claims, sorted(cited))
 
 
@@ -148,7 +151,7 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 citing.setdefault(paper, []).append(lesson)
         for citation in list(doctree.findall(nodes.citation)):
             urls = " ".join(link.get("refuri", "") for link in citation.findall(nodes.reference))
-            lessons = [lesson for paper in ARXIV.findall(urls) for lesson in citing.get(paper, [])]
+            lessons = [lesson for paper in PAPER.findall(urls) for lesson in citing.get(paper, [])]
             if lessons:
                 links = ", ".join(lesson_link(app.env, lesson).html for lesson in dict.fromkeys(lessons))
                 citation += nodes.raw("", f'<p class="handson-cited">Cited in {links}</p>', format="html")

@@ -6,13 +6,14 @@ may load it late; and a page jumps while pictures arrive unless their sizes are 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from docutils import nodes
-from handson.show import scraper, style
+from handson.show import picture, scraper, style
 from PIL import Image
 from sphinx.application import Sphinx
 
@@ -31,6 +32,21 @@ def figures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]
             path = Path(iterator.image_path.format(1)).with_suffix(".png")
             plt.figure(plt.get_fignums()[0]).savefig(path, dpi=80, bbox_inches="tight", pad_inches=0.06)
     return scraper.figures(block, block_vars, gallery_conf)
+
+
+def both_themes(app: Sphinx, drawn: picture.Picture, name: str) -> list[nodes.Node]:
+    """Save a picture that no lesson draws, close it, and return what shows it on the light and on the dark page."""
+    folder = Path(app.srcdir) / "lessons" / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    light = picture.svg(drawn, transparent=True)
+    plt.close(drawn)
+    made: list[nodes.Node] = []
+    for theme, svg in (("light", light), ("dark", style.dark(light))):
+        path = folder / f"{name}_{theme}.svg"
+        path.write_text(svg, encoding="utf-8")
+        uri = "/" + Path(os.path.relpath(path, app.srcdir)).as_posix()
+        made.append(nodes.image(uri=uri, alt=drawn.alt, classes=["handson-picture", f"only-{theme}"]))
+    return made
 
 
 def size(svg: str) -> tuple[int, int] | None:

@@ -60,7 +60,8 @@ def description(doctree: nodes.document | None) -> str:
     """Return the first sentences of a page, as many as fit."""
     for paragraph in doctree.findall(nodes.paragraph) if doctree is not None else ():
         if isinstance(paragraph.parent, nodes.section | nodes.container):
-            text = " ".join(paragraph.astext().split())
+            texts = (text for text in paragraph.findall(nodes.Text) if not isinstance(text.parent, nodes.raw))
+            text = " ".join("".join(texts).split())
             if len(text) <= LONGEST:
                 return text
             cut = text[:LONGEST]

@@ -69,7 +69,8 @@ show.formula_table(
 
 # %%
 # Here :math:`M(b)` is the peak of everything at batch :math:`b`, and :math:`m` what one more image takes. The search
-# goes in steps, so that it may end a little below.
+# goes in steps, so that it may end a little below. What the prediction lacks is mostly the batch itself, which the
+# solver's chain takes to be free.
 #
 # The same gradients
 # ------------------
@@ -124,8 +125,8 @@ show.paper_table(
 )
 
 # %%
-# The paper's figure is the best of its networks. How far one gets depends on the cap too: the closer parameters and
-# gradients are to it, the larger the ratio.
+# The paper's figure is the best of its networks. How far one gets can depend on the cap too: under a tight one, what
+# does not grow with the batch, such as gradients before they are added up, leaves a plain step little room.
 #
 # Exercise
 # --------

@@ -22,8 +22,9 @@ one, two, four = (launch(COMPARE, ranks=ranks, quiet=True) for ranks in (1, 2, 4
 opt_training.kept_bars([one, two, four])
 
 # %%
-# On one rank there is nobody to share with, and all strategies keep nearly the same. With more ranks data parallelism
-# (``ddp``) keeps what it kept. ZeRO-1 divides the optimizer's states, ZeRO-2 the gradients as well, Gemini also the
+# On one rank there is nobody to share with: ZeRO keeps what data parallelism (``ddp``) keeps, Gemini lacks only the
+# gradients, which take the place of its weights, and offloading moves states to the host. With more ranks data
+# parallelism keeps what it kept. ZeRO-1 divides the optimizer's states, ZeRO-2 the gradients as well, Gemini also the
 # weights, which it gathers chunk by chunk when a layer needs them. Activations shrink everywhere: the ranks share the
 # batch.
 
@@ -77,14 +78,16 @@ opt_training.parity_table([two, four])
 # What it costs
 # -------------
 # Sharing is paid for with messages. Data parallelism sends each gradient once around; Gemini also sends weights, in
-# the forward pass and again in the backward pass.
+# the forward pass and again in the backward pass. ``gemini-auto`` keeps what it has gathered while the GPU has room,
+# and so sends less.
 
 opt_training.speed_table([one, two, four])
 
 # %%
-# No strategy divides in order to be faster. It is worth its price when the model does not fit otherwise, or when the
-# memory it saves pays for a larger batch. Strategies with *offload* keep states in the host's memory and update them
-# there; they, and Gemini's placement ``auto``, need a GPU and appear where the runs had one.
+# ZeRO and Gemini do not divide in order to be faster. (The ranks share one batch of fixed size here; whether more of
+# them are faster at all, the rows of ``ddp`` say.) They are worth their price when the model does not fit otherwise, or
+# when the memory they save pays for a larger batch. Strategies with *offload* keep states in the host's memory and
+# update them there; they, and Gemini's placement ``auto``, need a GPU and appear where the runs had one.
 #
 # The papers, and this page
 # -------------------------
@@ -115,7 +118,7 @@ show.answer(
 # Run it yourself
 # ---------------
 # In ``tutorial_src/opt``. The tutorial's own command takes a rank's batch, a memory cap in GB, the model and the number
-# of ranks; on a CPU it takes a minute or two. ``run_clm.sh`` learns text, ``run_clm.py --help`` says the rest.
+# of ranks. ``run_clm.sh`` learns text, ``run_clm.py --help`` says the rest.
 
 print("bash ./run_clm_synthetic.sh 16 0 125m 4", two.command, sep="\n")
 

@@ -14,7 +14,8 @@ What each strategy divides is the subject of :doc:`plot_fine_tuning`.
 # ---------------------------
 # ``largest.py`` lets its process have only so much of the GPU, and trains: forward, backward and AdamW, twice. A size
 # that fits makes room for the next size, one that does not for the next cap. Every trial is a real training, with each
-# layer's activations computed again in the backward pass. Without a GPU, the sizes are our own and the caps MiB.
+# layer's activations computed again in the backward pass. On a GPU the caps are GB of :math:`10^9` bytes, while tables
+# below have GiB, of which there are 7 % fewer. Without one, the sizes are our own and the caps MiB.
 
 from handson import launch, show
 from handson.show import opt_limits as limits
@@ -25,10 +26,15 @@ TASK = "{batch} × {sequence} tokens, {precision}".format(**run.rows("search")[0
 limits.largest_bars(limits.by_cap(run), [run], title=f"one rank, {TASK}")
 
 # %%
+# An arrow: the search ended before the next size was tried.
+#
 # **ddp** is plain data parallelism, on one rank plain PyTorch. **gemini-static** keeps everything on the GPU too, in
 # chunks. The others need a GPU, since they put things elsewhere: **zero2-offload** the optimizer's states into the
 # host's memory, **gemini-offload** all of it, so that the GPU has only what a layer needs just now. **gemini-auto**
-# moves chunks as the GPU fills.
+# keeps and updates all of it in the host's memory too; what it has brought to the GPU it takes away only as the GPU
+# fills.
+#
+# A size that trained is not trained again under a larger cap: its speed is the one under the smallest cap that it fits.
 
 limits.largest_table(run, caption="The largest OPT that trains, and its speed")
 
@@ -39,7 +45,9 @@ print(*run.log, sep="\n")
 
 # %%
 # What the formula below puts far above a cap is not tried on a GPU, and the search has a time limit: "not tried" is not
-# "too large". Each trial on a GPU has a process of its own, since one that ran out of memory leaves much of it taken.
+# "too large". The cap is on what PyTorch's allocator reserves, the formula on what tensors take: a size whose formula
+# is just below a cap may not fit. Each trial on a GPU has a process of its own, since one that ran out of memory leaves
+# much of it taken.
 #
 # Larger, but how much slower? Compare the speeds of one size under two strategies. With offload every weight travels
 # to the GPU and every gradient back, and the CPU updates the states: this is what the memory costs. From
@@ -51,7 +59,7 @@ print(*run.log, sep="\n")
 # AdamW in mixed precision keeps 16 bytes a parameter: 2 of weight, 2 of gradient, 4 of fp32 master weight, 4 + 4 of
 # its two moments. Gemini puts a gradient where its weight was, which saves 2. Beside that, a checkpointed layer keeps
 # its input, and the end the scores of every token over the whole vocabulary; in the update, there are gradients in
-# fp32, up to :math:`2^{24}` of them at once.
+# fp32, up to :math:`2^{24}` of them at once. (ZeRO on the GPU widens all of its share at once; see below.)
 
 limits.peaks_table(run, caption="Peak memory by formula, and measured")
 
@@ -59,7 +67,8 @@ limits.peaks_table(run, caption="Peak memory by formula, and measured")
 # More ranks
 # ----------
 # Ranks that share the states reach further without the host. Here is the same on the CPU for one, two and four ranks,
-# at sizes of our own and under one cap: live tensors are counted, and one too many is refused.
+# at sizes of our own and under one cap: live tensors are counted. One rank is refused the tensor that is too many; of
+# several, the peak of the fullest decides afterwards.
 
 small = [launch(LARGEST, ranks=n, preset="laptop", quiet=True) for n in (1, 2, 4)]
 cap = min(small[1].value("search", "caps"))
@@ -68,8 +77,9 @@ limits.largest_bars(
 )
 
 # %%
-# ZeRO gathers gradients in buckets before it reduces them, of up to 12 Mi elements. At these sizes that is all of
-# them, so that it takes more than its formula says; beside the states of a real size they are small.
+# ZeRO takes more than its formula says. It gathers gradients in buckets of up to 12 Mi elements, at these sizes all of
+# them; and for the update it widens its whole share of the gradients to fp32 at once, :math:`4/w` bytes a parameter on
+# :math:`w` ranks, at a real size too.
 #
 # And with all the memory of real GPUs, where there are some. The formula chooses the size, since a rank that ran out
 # of memory would leave the others waiting.
@@ -119,27 +129,27 @@ star = ("Fang et al. 2021", "https://arxiv.org/abs/2108.05818")
 found = limits.against_ddp(run) if run.preset == "gpu" else "needs a GPU"
 claims = [
     ("largest on one GPU", "13 billion in 32 GB, 10×", found, zero),
-    ("largest, in chunks", "12 billion on 8 GPUs, 2×", "not measured", star),
+    ("largest, in chunks", "12 billion on 8 GPUs, 2×", "not measured here", star),
 ]
 keys = ("claim", "paper", "measured", "source")
 show.paper_table([dict(zip(keys, row, strict=True)) for row in claims])
 
 # %%
-# The second factor is over the work before it, which also offloads. How far offloading reaches is decided by the host's
-# memory, at 12 to 16 bytes a parameter, and by patience. The search stops at the limits that its log names;
-# ``--host_gb`` and ``--seconds`` set others.
+# A size with "at least" is where the search stopped at its time limit. The second factor is over the work before it,
+# which also offloads. How far offloading reaches is decided by the host's memory, at 12 to 16 bytes a parameter, and by
+# patience. The search stops at the limits that its log names; ``--host_gb`` and ``--seconds`` set others.
 #
 # Exercise
 # --------
 # Which published OPT can four GPUs of 24 GB hold with gemini-static, before activations? Use 14 bytes a parameter,
-# divided by the ranks, then unfold.
+# divided by the ranks, then unfold. Would you train that one?
 
 EACH = 24e9 / (14 / 4)
 print(f"{EACH / 1e9:.1f} billion parameters")
 # sphinx_gallery_start_ignore
 show.answer(
-    f"{EACH / 1e9:.2f} billion parameters. The 6.7b comes so close to it that its ",
-    "activations would not fit beside: take the 2.7b, or offload a part.",
+    f"{EACH / 1e9:.2f} billion parameters: the 6.7b, just. Its activations would not ",
+    "fit beside: to train, take the 2.7b, or offload a part.",
 )
 # sphinx_gallery_end_ignore
 
@@ -148,11 +158,12 @@ show.answer(
 # ---------------
 # In ``tutorial_src/opt``:
 
-print(run.command, killed.command, sep="\n")
+print(run.command, several[0].command, killed.command, sep="\n")
 
 # %%
 
-show.provenance_table({"largest": run, "killed": killed})
+searches = {f"largest x{r.ranks}, {r.preset}": r for r in [run, *several, *small]}
+show.provenance_table({**searches, "killed": killed})
 
 # %%
 # .. handson-downloads:: opt/largest.py opt/search.py opt/trial.py opt/ladder.py opt/kill_and_resume.py

@@ -70,7 +70,8 @@ tables.openapi_table(run)
 tables.openapi_document(run)
 
 # %%
-# What each status means, and what a request has to be to get one of them:
+# At ``/docs`` the same document is a page where each request can be tried. What each status means, and what a request
+# has to be to get one of them:
 
 tables.status_table(run)
 
@@ -91,8 +92,10 @@ tables.parity_table({"tp 1": run, **cut})
 # %%
 # How fast
 # --------
-# Each client asks, waits for the answer, and asks again. One at a time the server is full with one client. With
-# batching a step takes hardly longer for many requests than for one, until the device is busy.
+# Each client asks, waits for the answer, and asks again. With 32 clients the server that takes one at a time gets one
+# question from each and no more: its latencies there are those of a queue that empties, and Little's law below leaves
+# it out. More clients than one only fill its gaps between two answers. With batching a step takes little longer for
+# many requests than for one, until the device is busy. A server measured at two loads has two points and no line.
 
 plots.throughput({"tp 1": run, **cut})
 
@@ -172,8 +175,10 @@ show.answer(
 # %%
 # Run it yourself
 # ---------------
-# In ``tutorial_src/opt``. ``inference/locustfile.py`` gives the same load by `locust <https://locust.io>`_, with a page
-# of live charts; ``inference/Dockerfile`` makes the image of this server, with the commands of the tutorial.
+# To be typed in ``tutorial_src/opt`` of a checkout; the last command wants a server that runs, such as ``python
+# inference/opt_fastapi.py opt-125m --checkpoint DIR``. ``inference/locustfile.py`` gives the same load by `locust
+# <https://locust.io>`_, with a page of live charts; ``inference/Dockerfile`` makes the image of this server, with the
+# commands of the tutorial.
 
 print(run.command, cut["tp 2"].command, sep="\n")
 print("python inference/load.py --clients 64 --seconds 120 --check --checkpoint DIR")

@@ -81,6 +81,9 @@ def _run(asked: argparse.Namespace) -> int:
     from handson.store import StoreError
 
     os.environ["HANDSON_RUNS"] = "live"
+    if asked.port is not None and not 0 < asked.port < 65536:
+        print(f"error: --port {asked.port} is no port: name one from 1 to 65535", file=sys.stderr)
+        return 1
     options = {"preset": asked.preset, "timeout": asked.timeout, "port": asked.port}
     try:
         if asked.hosts is not None:

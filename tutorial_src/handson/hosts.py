@@ -287,7 +287,7 @@ def run_on_hosts(
         ranks.status(f"{title} ({preset} preset)")
         request = store.Request(path, tuple(argv), count, preset)
         made = _describe(job, preset, each, request)
-        outcome = ranks.finish(job, timeout, killed)
+        outcome = ranks.finish(job, ranks.time_limit(timeout), killed)
     except BaseException:
         ranks.end(job, killed)
         raise
@@ -316,8 +316,7 @@ def _meet(job: _HostsJob, script: Path, argv: list[str], each: int, preset: str,
     """Learn what each host is, see that they can do this job together, and start it; the preset that they take."""
     hosts, files = job.hosts, sources.files_of(script, argv)
     for host in hosts:
-        other = hosts[1] if host is hosts[0] else hosts[0]
-        peer = None if len(hosts) == 1 else other.address
+        peer = next((other.address for other in hosts if other is not host), None)
         job.send(host, do="hello", script=str(script), argv=argv, peer=peer, first=host is hosts[0], port=port)
     limit = time.monotonic() + ENTER_SECONDS
     while not all(host.hello for host in hosts) and not job.lost:
@@ -344,11 +343,7 @@ def _meet(job: _HostsJob, script: Path, argv: list[str], each: int, preset: str,
         )
     preset = "gpu" if preset != "laptop" and len(fewest.hello["gpus"]) >= each else "laptop"
     env = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
-    cpu = preset == "laptop"
-    env |= {"HANDSON_PRESET": preset, "HANDSON_DEVICE": "cpu" if cpu else "cuda"}
-    env["OMP_NUM_THREADS"] = "1" if cpu else env.get("OMP_NUM_THREADS", "8")
-    if cpu:
-        env["CUDA_VISIBLE_DEVICES"] = ""
+    env |= ranks.told(preset)
     meets = hosts[0].hello
     order = {"do": "start", "script": str(script), "argv": argv, "env": env, "hosts": len(hosts), "ranks": each}
     order |= {"endpoint": [meets["address"], meets["port"]], "id": secrets.token_hex(4)}
@@ -370,5 +365,6 @@ def _describe(job: _HostsJob, preset: str, each: int, request: store.Request) ->
         device="cuda" if cuda else "cpu", ranks=each, command=command, folder=sources.CHECKOUT or sources.KIT
     )
     kinds = sorted({f"{each} × {host.hello['gpus'][0]}" if cuda else host.hello["processor"] for host in job.hosts})
-    there = {"hardware": f"{len(job.hosts)} hosts, each {' or '.join(kinds)}", **hello["versions"], "cpu": hello["cpu"]}
+    many = f"{len(job.hosts)} host{'s' * (len(job.hosts) > 1)}, each"
+    there = {"hardware": f"{many} {' or '.join(kinds)}", **hello["versions"], "cpu": hello["cpu"]}
     return {**made, **there, "accelerator": hello["gpus"][0] if cuda else None, "accelerators": request.ranks * cuda}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handson import jobs, leases, lessons, provenance, sources, store
-from handson.ranks import RunFailed, run_ranks, status
+from handson.ranks import RunFailed, run_ranks, status, time_limit, told
 from handson.run import Run
 
 __all__ = ["RunFailed", "launch"]
@@ -52,7 +52,7 @@ def launch(
         RunFailed: with the first failing rank's traceback; or when an expected failure did not happen.
         StoreError: when the policy is `recorded` and there is no fresh recording, naming the run.
         FileNotFoundError: when there is no such script.
-        ValueError: for an impossible number of ranks or an unknown preset.
+        ValueError: for an impossible number of ranks or time limit, or an unknown preset.
     """
     script, *first = shlex.split(script)
     argv = (*first, *argv)
@@ -129,22 +129,17 @@ def _alone(request: store.Request) -> str:
 
 def _live(request: store.Request, timeout: float, quiet: bool, port: int | None) -> Run:
     cpu = request.preset == "laptop"
-    timeout = float(os.environ.get("HANDSON_TIMEOUT", timeout))
+    timeout = time_limit(timeout)
     files, key = request.files, request.key
     env = {
         **os.environ,
         "WORLD_SIZE": str(request.ranks),
         "LOCAL_WORLD_SIZE": str(request.ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "HANDSON_PRESET": request.preset,
         "HANDSON_WITHOUT": ",".join(request.without),
-        "HANDSON_DEVICE": "cpu" if cpu else "cuda",
         leases.WITHIN: "1",
-        # One thread a rank: a rank stands for a device, and two ranks on two cores must not fight for them.
-        "OMP_NUM_THREADS": "1" if cpu else os.environ.get("OMP_NUM_THREADS", "8"),
+        **told(request.preset),
     }
-    if cpu:
-        env["CUDA_VISIBLE_DEVICES"] = ""
     if Path("/sys/class/net/lo").exists():
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this host; its name may resolve to nothing
     command = _command(request)

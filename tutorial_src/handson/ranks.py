@@ -111,6 +111,32 @@ def status(text: str, *, end: str = "\n") -> None:
         sys.__stderr__.flush()
 
 
+def told(preset: str) -> dict[str, str]:
+    """What ranks of a preset are told of their size, device and threads by environment variables."""
+    cpu = preset == "laptop"
+    # One thread a rank: a rank stands for a device, and two ranks on two cores must not fight for them.
+    threads = "1" if cpu else os.environ.get("OMP_NUM_THREADS", "8")
+    env = {"HANDSON_PRESET": preset, "HANDSON_DEVICE": "cpu" if cpu else "cuda", "OMP_NUM_THREADS": threads}
+    return env | ({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})
+
+
+def time_limit(given: float) -> float:
+    """Seconds after which a job is ended as hung: `given`, or what HANDSON_TIMEOUT says.
+
+    Raises:
+        ValueError: when HANDSON_TIMEOUT, or `given`, is no time above 0.
+    """
+    told = os.environ.get("HANDSON_TIMEOUT")
+    try:
+        limit = float(told or given)
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        named = f"HANDSON_TIMEOUT={told}" if told else f"timeout={given:g}"
+        raise ValueError(f"{named} is no time limit: give seconds above 0, such as 1200")
+    return limit
+
+
 @contextlib.contextmanager
 def _reserved_port(wanted: int | None) -> Iterator[int]:
     """A free port, or the wanted one, that stays ours until the job ends.
@@ -123,9 +149,10 @@ def _reserved_port(wanted: int | None) -> Iterator[int]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             holder.bind(("", wanted or 0))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise RunFailed(
-                f"port {wanted} cannot be used ({error.strerror}): name another, or name none and a free one is taken"
+                f"port {wanted} cannot be used ({getattr(error, 'strerror', error)}): "
+                "name another, or name none and a free one is taken"
             ) from None
         yield holder.getsockname()[1]
 
@@ -366,6 +393,8 @@ def _where_they_are(job: Job) -> str:
         stacks[rank] = lines[start + 1 :] if start is not None else lines[before[rank] :]
     waiting = {rank for rank, stack in stacks.items() if any("distributed_c10d.py" in line for line in stack[:6])}
     suspects = [rank for rank in stacks if rank not in waiting] or sorted(stacks)
+    if not suspects:
+        return "No rank was left to ask where it stood."
     ours = ("runpy", "forkserver.py", "host_agent.py")
     kept = [line for line in stacks[suspects[0]] if not any(name in line for name in ours)]
     others = f" (ranks waiting for it in a collective: {sorted(waiting)})" if waiting and len(suspects) == 1 else ""

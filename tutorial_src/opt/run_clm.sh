@@ -11,6 +11,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 BS=${1:-16} MEMCAP=${2:-0} MODEL=${3:-125m} GPUNUM=${4:-1}
-exec torchrun --standalone --nproc_per_node "$GPUNUM" run_clm.py \
-    --model_name_or_path "$MODEL" --batch_size "$BS" --mem_cap "$MEMCAP" ${OUTPUT:+--output_dir "$OUTPUT"} \
-    ${STRATEGY:+--strategy "$STRATEGY"} ${SEQUENCE:+--sequence "$SEQUENCE"} ${STEPS:+--steps "$STEPS"} "${@:5}"
+if ! [[ $GPUNUM =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: GPUNUM is $GPUNUM, and must be a number of ranks, from 1 on" >&2
+    exit 2
+fi
+words=(--model_name_or_path "$MODEL" --batch_size "$BS" --mem_cap "$MEMCAP" ${OUTPUT:+--output_dir "$OUTPUT"}
+    ${STRATEGY:+--strategy "$STRATEGY"} ${SEQUENCE:+--sequence "$SEQUENCE"} ${STEPS:+--steps "$STEPS"} "${@:5}")
+# Checked before torchrun starts ranks: its report would bury the sentence.
+python3 -c "import settings; settings.read()" "${words[@]}"
+exec torchrun --standalone --nproc_per_node "$GPUNUM" run_clm.py "${words[@]}"

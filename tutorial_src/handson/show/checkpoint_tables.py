@@ -101,6 +101,7 @@ def compile_table(runs: dict[str, RunLike], *, caption: str) -> Table:
     body, notes = [], []
     for network, run in runs.items():
         points = [row for row in run.rows("ckpt_point") if row["method"] in ("none", "compile")]
+        points.sort(key=lambda row: (row["method"] != "none", row["label"]))
         for row in points:
             label = f"{network}, {row['label']}"
             if not row["feasible"]:
@@ -160,17 +161,17 @@ def stage_table(run: RunLike, *, caption: str) -> Table:
         fields = ("saved_bytes", "forward_seconds", "backward_seconds")
         saved, forward, backward = (sum(row[field] for row in rows) for field in fields)
         nodes, extra = sum(row["nodes"] for row in rows), max(row["extra_bytes"] for row in rows)
-        cells = [len(rows), nodes, quantity(saved, "B"), quantity(extra, "B"), quantity(forward, "s")]
+        worth = quantity(saved / forward / 1e3, "B")
+        cells = [len(rows), nodes, quantity(saved, "B"), worth, quantity(extra, "B"), quantity(forward, "s")]
         skipped = rows[-1]["skipped_seconds"]  # a recomputation ends with one stage, so not added up
         cells += [quantity(skipped, "s") if skipped else "—", quantity(backward, "s")]
-        cells.append(quantity(saved / forward / 1e3, "B"))
         if folded and folded[-1][1] == cells:  # blocks of one kind, measured once
             folded[-1][0].append(name)
         else:
             folded.append(([name], cells))
     body = [[names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, each", *cells] for names, cells in folded]
-    columns = ["part", "stages", "nodes", "saves", "extra in backward", "forward", "skipped at an end", "backward"]
-    return Table([*columns, "saved by 1 ms of forward"], body, caption)
+    columns = ["part", "stages", "nodes", "saves", "saved by 1 ms of forward", "extra in backward", "forward"]
+    return Table([*columns, "skipped at an end", "backward"], body, caption)
 
 
 def batch_gradients(run: RunLike, *, caption: str = "The largest batch, checkpointed and plain") -> Table:

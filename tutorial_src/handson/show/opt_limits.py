@@ -52,6 +52,7 @@ def by_ranks(runs: Iterable[Any], *, cap: float) -> Found:
 def largest_bars(found: Found, runs: Iterable[Any], *, title: str) -> picture.Picture:
     """Draw the largest size of each strategy, in groups: one for each cap, or for each number of ranks."""
     count = sizes(runs)
+    unfinished = {pair for run in runs for pair in lower_bounds(run)}
     names = [name for name in LOOKS if any(name in group for group in found.values())]
     shown = [name for name in count if count[name] <= max(map(count.get, _found(found)))]
     words = []
@@ -66,13 +67,16 @@ def largest_bars(found: Found, runs: Iterable[Any], *, title: str) -> picture.Pi
                 if size:
                     face, hatch = LOOKS[name]
                     ax.bar(at, count[size], width=0.88 * wide, facecolor=face, hatch=hatch, **EDGE)
+                    if (group, name) in unfinished:
+                        ax.annotate("↑", (at, count[size]), (0, 1), textcoords="offset points", ha="center")
                 elif name in best:
                     ax.annotate("none", (at, 0), (0, 3), xycoords=("data", "axes fraction"),
                                 textcoords="offset points", ha="center", rotation=90, fontsize=9.5)  # fmt: skip
-            said = [f"{name} {best[name] or 'none'}" for name in names if name in best]
+            more = {name: " or larger" for name in names if (group, name) in unfinished}
+            said = [f"{name} {best[name] or 'none'}{more.get(name, '')}" for name in names if name in best]
             words.append(f"{group}: {', '.join(said)}")
         ax.set_yscale("log")
-        ax.set_ylim(min(count[name] for name in shown) / 2, 1.3 * max(count[name] for name in shown))
+        ax.set_ylim(min(count[name] for name in shown) / 2, 1.5 * max(count[name] for name in shown))
         ax.yaxis.set_major_locator(FixedLocator([count[name] for name in shown]))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.set_yticklabels(shown)
@@ -93,13 +97,24 @@ def sizes(runs: Iterable[Any]) -> dict[str, int]:
     return dict(sorted(held.items(), key=lambda item: item[1]))
 
 
+def lower_bounds(run: Any) -> set[tuple[str, str]]:
+    """Return (cap, strategy) of each search that ended at its time limit, so that a larger size might train."""
+    return {
+        (f"{row['cap']:g} {run.value('search', 'unit')}", row["strategy"])
+        for row in run.rows("trial", rank=0)
+        if row["verdict"] == "not tried" and not row["reason"].endswith("by the formula")
+    }
+
+
 def against_ddp(run: Any) -> str:
     """Return the largest size under the smallest and the largest cap, in words, and how many times that of ddp."""
-    count, caps = sizes([run]), by_cap(run)
+    count, caps, open_ended = sizes([run]), by_cap(run), lower_bounds(run)
     words = []
     for cap in dict.fromkeys((next(iter(caps)), list(caps)[-1])):
         best = max(filter(None, caps[cap].values()), key=count.__getitem__, default=None)
-        words.append(f"{best} in {cap}, {style.relative(count.get(best), count.get(caps[cap].get('ddp')))} ddp")
+        most = [name for name, size in caps[cap].items() if size == best]
+        bound = "at least " if any((cap, name) in open_ended for name in most) else ""
+        words.append(f"{bound}{best} in {cap}, {style.relative(count.get(best), count.get(caps[cap].get('ddp')))} ddp")
     return "; ".join(words)
 
 
@@ -146,16 +161,16 @@ def ranks_table(runs: Iterable[Any], *, caption: str) -> Table:
                 body.append(
                     [
                         best["strategy"],
+                        title,
                         run.ranks,
                         f"{best['cap']:g} {unit}",
                         lines(best["size"] or "none", soft(quantity(row["parameters"])) if row else ""),
                         quantity(row["expected_bytes"], "B") if row else "—",
                         quantity(row["peak_bytes"], "B") if row else "—",
                         quantity(row["tokens_per_second"], "tokens/s") if row and not crowded(run) else "—",
-                        title,
                     ]
                 )
-    columns = ["strategy", "ranks", "cap", "largest", "by formula", "measured", "speed", "where"]
+    columns = ["strategy", "where", "ranks", "cap", "largest", "by formula", "measured", "speed"]
     return Table(columns, body, caption, list(dict.fromkeys(notes)))
 
 

@@ -318,7 +318,7 @@ def claims(run: Any) -> list[dict[str, Any]]:
         left = number(on_device(memory["zero2-offload:bf16"]) / parameters)
         rows.append(
             _claim(
-                "bytes a parameter on the GPU, offloaded", "2", left, OFFLOAD,
+                "bytes a parameter on the GPU, offloaded", "2", f"{left} on {w}", OFFLOAD,
                 "the paper moves each gradient to the host when it is ready, upstream after the backward pass",
             )
         )  # fmt: skip

@@ -106,7 +106,7 @@ def device_seconds(run: Run) -> float | None:
 
 def peak_bytes(run: Run) -> int | None:
     """Return the largest peak memory that any rank recorded, or None when the run recorded none."""
-    found = [row["peak_bytes"] for row in run.data if row.get("peak_bytes") is not None]
+    found = [row[name] for row in run.data for name in ("peak_bytes", "peak") if row.get(name) is not None]
     return max(found, default=None)
 
 
@@ -116,8 +116,8 @@ def times_table(runs: Sequence[Run], *, caption: str, stale: Mapping[str, str] |
     body = []
     for run in sorted(runs, key=lambda run: -run.seconds):
         left_out = f"without {', '.join(run.without)}" if run.without else ""
-        refused = "refused, as the lesson expects" if run.error else ""
-        marks = [soft(text) for text in (left_out, refused, "stale" if run.key in stale else "") if text]
+        failed = "failed, as the lesson expects" if run.error else ""
+        marks = [soft(text) for text in (left_out, failed, "stale" if run.key in stale else "") if text]
         body.append(
             [
                 lines(code(" ".join([run.script.rpartition("/")[2], *run.argv])), *marks),

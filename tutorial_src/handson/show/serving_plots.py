@@ -82,7 +82,9 @@ def throughput(runs: Runs) -> picture.Picture:
             for name, rows in loads(group).items():
                 clients, rates = zip(*[(row["clients"], row["per_second"]) for row in rows], strict=True)
                 turns = " (ranks take turns)" if any(crowded(r) for r in group.values() if _served(r, name)) else ""
-                ax.plot(clients, rates, label=LABELS.get(name, f"batched, {name}") + turns, **_look(name))
+                # Two points say nothing of what is between them, least of all on this axis.
+                look = _look(name) | ({"linestyle": "none"} if len(rows) < 3 else {})
+                ax.plot(clients, rates, label=LABELS.get(name, f"batched, {name}") + turns, **look)
                 words.append(f"{name}{turns} {quantity(max(rates), 'answers/s')} at most on {title}")
             _clients_axis(ax, loads(group))
             ax.set_ylabel("answers a second")
