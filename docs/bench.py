@@ -41,6 +41,7 @@ import bench_ways as ways  # noqa: E402 - beside this file; it needs handson
 from handson import measured, provenance, store  # noqa: E402
 from handson.commands.record import _resolve  # noqa: E402
 from handson.forkserver import PRELOAD_CPU  # noqa: E402
+from handson.ranks import time_limit  # noqa: E402
 from handson.show import bench_report  # noqa: E402
 from handson.side_by_side import workers_here  # noqa: E402
 
@@ -60,8 +61,9 @@ def main(arguments: list[str]) -> int:
         return 2
     lessons = list(dict.fromkeys(lessons))
     try:
+        time_limit(ways.TIMEOUT_SECONDS)  # said now, not after the first minutes
         requests = jobs_of(lessons)
-    except (store.StoreError, FileNotFoundError) as error:
+    except (store.StoreError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not requests:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from handson import launch, sources, store
-from handson.ranks import _reserved_port, told
+from handson.ranks import _reserved_port, time_limit, told
 from handson.run import Run
 from handson.side_by_side import run_each
 
@@ -58,7 +58,7 @@ def by_colossalai_run(request: store.Request, place: Path) -> tuple[float, Rows]
     """
     rows, output = place / "rows.jsonl", place / "output"
     rows.write_text("")
-    limit = float(os.environ.get("HANDSON_TIMEOUT", TIMEOUT_SECONDS))
+    limit = time_limit(TIMEOUT_SECONDS)
     env = environment(request) | {"HANDSON_ROWS": str(rows)}
     program = shutil.which("colossalai", path=env["PATH"])
     if program is None:

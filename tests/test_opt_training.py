@@ -149,10 +149,12 @@ def test_the_tutorials_command_trains():
         ("run_clm.sh", "2 0 tiny two", "GPUNUM is two, and must be a number of ranks, from 1 on"),
         ("run_clm_synthetic.sh", "none 0 tiny 2", "--batch_size: none must be a whole number from 1 on"),
         ("run_clm.sh", "2 8 tiny 2", "this job runs on the CPU; use --mem_cap 0"),
+        ("run_clm.sh", "2 0 tiny 2", "OUTPUT /dev/null/tuned is no folder that can be written to; name another"),
     ],
 )
 def test_the_tutorials_commands_refuse_what_makes_no_sense_before_ranks_start(script, words, sentence):
     env = {**os.environ, "PYTHONPATH": str(SCRIPTS), "HANDSON_DEVICE": "cpu"}
+    env |= {"OUTPUT": "/dev/null/tuned"} if "OUTPUT" in sentence else {}
     command = ["bash", str(FOLDER / script), *words.split()]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     (said,) = done.stderr.splitlines()
