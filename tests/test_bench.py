@@ -137,7 +137,11 @@ def test_a_job_that_fails_through_the_kit_alone_is_named(jobs, docs, tmp_path):
 def test_ctrl_c_ends_every_rank_and_writes_nothing(jobs, tmp_path):
     jobs("wait", ranks=2)
     environment = {**os.environ, "PYTHONPATH": str(sources.SCRIPTS)}
-    process = subprocess.Popen(command(LESSON), stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command(LESSON), stderr=subprocess.PIPE, text=True, env=environment,
+        # A shell starts what it puts in the background with SIGINT ignored; these tests may be run like that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     places = [tmp_path / "rank0", tmp_path / "rank1"]
     limit = time.monotonic() + 120
     while not all(place.is_file() and place.read_text() for place in places):
