@@ -39,7 +39,7 @@ if importlib.util.find_spec("handson") is None:
 
 import bench_ways as ways  # noqa: E402 - beside this file; it needs handson
 from handson import measured, provenance, store  # noqa: E402
-from handson.commands.record import _resolve  # noqa: E402
+from handson.commands.record import resolve  # noqa: E402
 from handson.forkserver import PRELOAD_CPU  # noqa: E402
 from handson.ranks import time_limit  # noqa: E402
 from handson.show import bench_report  # noqa: E402
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     if not rounds.isdecimal() or int(rounds) < 1:
         print(f"error: HANDSON_ROUNDS={rounds} is no number of rounds: use 1, 2, 3 ...", file=sys.stderr)
         return 2
-    lessons = _resolve(arguments or list(LESSONS))
+    lessons = resolve(arguments or list(LESSONS))
     if lessons is None:
         return 2
     lessons = list(dict.fromkeys(lessons))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from handson import launch, sources, store
-from handson.ranks import _reserved_port, time_limit, told
+from handson.ranks import reserved_port, time_limit, told
 from handson.run import Run
 from handson.side_by_side import run_each
 
@@ -63,7 +63,7 @@ def by_colossalai_run(request: store.Request, place: Path) -> tuple[float, Rows]
     program = shutil.which("colossalai", path=env["PATH"])
     if program is None:
         raise Failed("there is no program colossalai on PATH: install it with `python -m handson install`")
-    with _reserved_port(None) as port, output.open("w") as out:
+    with reserved_port(None) as port, output.open("w") as out:
         command = [program, "run", "--nproc_per_node", str(request.ranks), "--master_port", str(port)]
         # It hands one line of text to a shell, which takes an argument's quotes away once more.
         command += [request.script.name, *map(shlex.quote, request.argv)]

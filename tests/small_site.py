@@ -81,6 +81,15 @@ class Site:
         assert not self.processes(), "the build left processes behind"
         return process.returncode, said, time.monotonic() - began
 
+    def interrupted(self) -> tuple[int, str, float]:
+        """Build, and press Ctrl-C when two ranks run; the exit code, what was said, and the seconds from then on."""
+        process = self.start(PAUSE="60")
+        self.wait_for_ranks(2)
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said, _ = process.communicate(timeout=60)
+        return process.returncode, said, time.monotonic() - began
+
     def processes(self) -> list[int]:
         """What is left of the builds of this checkout: all that has its name in its environment."""
         return [pid for pid in self.alive() if not gone(pid)]

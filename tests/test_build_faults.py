@@ -5,10 +5,8 @@ On a small site of one lesson (see small_site).
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
-import time
 
 import pytest
 import small_site
@@ -49,12 +47,8 @@ def test_a_port_that_is_taken_fails_the_build_and_the_next_one_is_right(site):
 
 
 def test_ctrl_c_ends_the_build_and_the_next_one_is_right(site):
-    process = site.start(PAUSE="60")
-    site.wait_for_ranks(2)
-    began = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    said, _ = process.communicate(timeout=30)
-    assert process.returncode == 130 and time.monotonic() - began < 15
+    code, said, seconds = site.interrupted()
+    assert code == 130 and seconds < 15
     assert "The build was interrupted after" in said and not site.processes()
     assert site.is_right()
 

@@ -154,7 +154,7 @@ def test_two_jobs_at_once_do_not_meet_on_one_port():
     ports = set()
     jobs = [
         subprocess.Popen(
-            [sys.executable, "-c", "from handson.ranks import _reserved_port as r\nwith r(None) as p:\n"
+            [sys.executable, "-c", "from handson.ranks import reserved_port as r\nwith r(None) as p:\n"
              " print(p, flush=True); input()"],
             env={**os.environ, "PYTHONPATH": str(KIT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
@@ -168,12 +168,12 @@ def test_two_jobs_at_once_do_not_meet_on_one_port():
 
 
 def test_a_port_that_is_taken_on_another_interface_is_not_reserved():
-    from handson.ranks import _reserved_port
+    from handson.ranks import reserved_port
 
     with socket.socket() as elsewhere:
         elsewhere.bind(("127.0.0.2", 0))  # no SO_REUSEADDR, as an outgoing connection has none
         elsewhere.listen()
-        with pytest.raises(RunFailed, match="cannot be used"), _reserved_port(elsewhere.getsockname()[1]):
+        with pytest.raises(RunFailed, match="cannot be used"), reserved_port(elsewhere.getsockname()[1]):
             pass
 
 

@@ -257,7 +257,7 @@ class Agent:
     def introduce(self, order: dict[str, Any]) -> None:
         """Say what this host is: its address in this job, a port for the hosts to meet, its devices and its code."""
         from handson import provenance, sources
-        from handson.ranks import RunFailed, _reserved_port
+        from handson.ranks import RunFailed, reserved_port
 
         try:
             self.address = own_address(order["peer"])
@@ -272,7 +272,7 @@ class Agent:
         if order["first"]:
             self.holder = contextlib.ExitStack()
             try:
-                port = self.holder.enter_context(_reserved_port(order["port"]))
+                port = self.holder.enter_context(reserved_port(order["port"]))
             except RunFailed as error:
                 self.refuse(f"says: {error}")
                 return

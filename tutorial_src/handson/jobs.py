@@ -188,7 +188,7 @@ def outdated(build: Build) -> list[dict[str, Any]] | None:
     """The jobs whose code, arguments or files are not those of today; None where the record keeps no keys."""
     if not all("key" in job for job in build.jobs):
         return None
-    return [job for job in build.jobs if _key_now(job) != job["key"]]
+    return [job for job in build.jobs if store.key_now(_asked(job)) != job["key"]]
 
 
 def request(job: dict[str, Any]) -> store.Request:
@@ -197,12 +197,8 @@ def request(job: dict[str, Any]) -> store.Request:
     Raises:
         FileNotFoundError: when its script is not there any more.
     """
-    return store.Request.again({"without": [], **job})
+    return store.Request.again(_asked(job))
 
 
-def _key_now(job: dict[str, Any]) -> str | None:
-    """What the key of the same job would be now, or none where its script is gone or cannot be read."""
-    try:
-        return request(job).key
-    except (FileNotFoundError, SyntaxError):
-        return None
+def _asked(job: dict[str, Any]) -> dict[str, Any]:
+    return {"without": [], **job}  # older records do not name what was left out

@@ -70,17 +70,7 @@ class Bench:
 
 def dump(bench: Bench) -> str:
     """The bench as text: stable order, a line for each job and each fact of its origin."""
-    content = {"format": FORMAT} | dataclasses.asdict(bench)
-    lines = []
-    for name, value in content.items():
-        text = json.dumps(value, ensure_ascii=False)
-        if name == "jobs":
-            text = "[\n" + ",\n".join("  " + json.dumps(job, ensure_ascii=False) for job in value) + "\n ]"
-        elif name == "provenance":
-            facts = (f"  {json.dumps(fact)}: {json.dumps(what, ensure_ascii=False)}" for fact, what in value.items())
-            text = "{\n" + ",\n".join(facts) + "\n }"
-        lines.append(f" {json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    return store.as_text({"format": FORMAT} | dataclasses.asdict(bench), rows=("jobs",))
 
 
 def read(path: Path) -> Bench:
@@ -102,12 +92,5 @@ def read(path: Path) -> Bench:
 
 def changed(bench: Bench) -> list[str]:
     """The scripts of those jobs that are made of other code now than when they were measured."""
-    scripts = []
-    for job in bench.jobs:
-        try:
-            same = store.Request.again(dataclasses.asdict(job)).key == job.key
-        except (FileNotFoundError, SyntaxError):
-            same = False
-        if not same:
-            scripts.append(job.script)
-    return list(dict.fromkeys(scripts))
+    other = [job.script for job in bench.jobs if store.key_now(dataclasses.asdict(job)) != job.key]
+    return list(dict.fromkeys(other))

@@ -126,19 +126,19 @@ def time_limit(given: float) -> float:
     Raises:
         ValueError: when HANDSON_TIMEOUT, or `given`, is no time above 0.
     """
-    told = os.environ.get("HANDSON_TIMEOUT")
+    asked = os.environ.get("HANDSON_TIMEOUT")
     try:
-        limit = float(told or given)
+        limit = float(asked or given)
     except ValueError:
         limit = 0.0
     if not limit > 0:
-        named = f"HANDSON_TIMEOUT={told}" if told else f"timeout={given:g}"
+        named = f"HANDSON_TIMEOUT={asked}" if asked else f"timeout={given:g}"
         raise ValueError(f"{named} is no time limit: give seconds above 0, such as 1200")
     return limit
 
 
 @contextlib.contextmanager
-def _reserved_port(wanted: int | None) -> Iterator[int]:
+def reserved_port(wanted: int | None) -> Iterator[int]:
     """A free port, or the wanted one, that stays ours until the job ends.
 
     The socket is bound but does not listen; with SO_REUSEADDR on both sides rank 0 may still listen there, while
@@ -301,7 +301,7 @@ def run_ranks(
         KeyboardInterrupt: after every rank has been ended.
     """
     killed: set[int] = set()
-    with _reserved_port(port) as port:
+    with reserved_port(port) as port:
         server = _server(flavour)
         job = _LocalJob(server, title, ranks, on_line)
         try:

@@ -105,9 +105,14 @@ def dump(run: Run, extra: dict[str, Any] | None = None) -> str:
     del content["way"], content["note"]
     content["error"] = run.error and sources.without_folders(run.error)
     content["digest"] = _digest(content)
+    return as_text(content, rows=("log", "data"))
+
+
+def as_text(content: dict[str, Any], *, rows: tuple[str, ...]) -> str:
+    """A JSON document in stable order: a line for each entry of a dictionary, and of each list named in `rows`."""
     lines = []
     for name, value in content.items():
-        if name in ("log", "data") and value:
+        if name in rows and value:
             body = ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in value)
             lines.append(f' "{name}": [\n{body}\n ]')
         elif isinstance(value, dict) and value:
@@ -157,6 +162,14 @@ def load(path: Path) -> tuple[Run, dict[str, Any]]:
     except TypeError as error:
         raise StoreError(f"the recording {shown} is incomplete ({error}): {remedy}") from None
     return run, {name: value for name, value in content.items() if name not in names}
+
+
+def key_now(made: Run | dict[str, Any]) -> str | None:
+    """The key that the same request has today; none where its script is gone or cannot be read."""
+    try:
+        return Request.again(made).key
+    except (FileNotFoundError, SyntaxError):
+        return None
 
 
 def changed_files(run: Run, request: Request) -> list[str]:

@@ -25,7 +25,7 @@ def record(names: list[str], *, resume: bool = False) -> int:
     With `resume`, runs that an earlier attempt made with this very code on a host like this one are not made again.
     Recording all lessons in one go also keeps the record of their jobs, which the site draws.
     """
-    chosen = _resolve(names)
+    chosen = resolve(names)
     if chosen is None:
         return 2
     root, gpus = store.recordings(), provenance.gpus()
@@ -67,7 +67,8 @@ def _set(**values: str | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _resolve(names: list[str]) -> list[str] | None:
+def resolve(names: list[str]) -> list[str] | None:
+    """The lessons that these words name: by name, topic or `all`. None where one is unknown, which is said."""
     known = lesson_names()
     if names == ["all"]:
         return known
