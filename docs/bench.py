@@ -14,7 +14,7 @@ What is compared, and what is not:
   job, and there is no result. Rows that name the method of a measurement (time, memory) are left out: they may differ.
 - What all jobs import is read from the disk once before, so that neither way pays for a cold one.
 - Only starting differs. The longer its ranks compute, the less a job gains: the ratio is that of this set. The set
-  taken where no lesson is named has both kinds, many ranks for a moment and one process for long.
+  taken where no lesson is named (one on the CPU, another on GPUs) has both kinds, short jobs and long ones.
 
 A round is all jobs in the obvious way, then all through the kit; HANDSON_ROUNDS asks for several, and their medians
 are compared. Other work on the host slows both ways, but not always alike: measure on a quiet one. The result is
@@ -40,13 +40,17 @@ if importlib.util.find_spec("handson") is None:
 import bench_ways as ways  # noqa: E402 - beside this file; it needs handson
 from handson import measured, provenance, store  # noqa: E402
 from handson.commands.record import resolve  # noqa: E402
-from handson.forkserver import PRELOAD_CPU  # noqa: E402
+from handson.forkserver import PRELOAD  # noqa: E402
 from handson.ranks import time_limit  # noqa: E402
 from handson.show import bench_report  # noqa: E402
 from handson.side_by_side import workers_here  # noqa: E402
 
-# Many ranks for a moment, and one process for long. Two idle cores need about ten minutes for both ways.
-LESSONS = ("multi_dimensional/plot_tensor_parallel", "auto_parallel/plot_plan_a_mesh")
+# On the CPU, many ranks for a moment and one process for long: two idle cores need about ten minutes for both ways. On
+# GPUs, training on one and on two of them, and many ranks for a moment beside it.
+LESSONS = {
+    "cpu": ("multi_dimensional/plot_tensor_parallel", "auto_parallel/plot_plan_a_mesh"),
+    "cuda": ("sequence/plot_data_pipeline_sequence",),
+}
 GOALS = {"cpu": 5.0, "cuda": 3.0}
 
 
@@ -56,7 +60,7 @@ def main(arguments: list[str]) -> int:
     if not rounds.isdecimal() or int(rounds) < 1:
         print(f"error: HANDSON_ROUNDS={rounds} is no number of rounds: use 1, 2, 3 ...", file=sys.stderr)
         return 2
-    lessons = resolve(arguments or list(LESSONS))
+    lessons = resolve(arguments or list(LESSONS["cuda" if provenance.gpus() else "cpu"]))
     if lessons is None:
         return 2
     lessons = list(dict.fromkeys(lessons))
@@ -160,7 +164,7 @@ def measure(requests: Sequence[store.Request], lessons: Sequence[str], rounds: i
 def read_the_disk() -> None:
     """Import once what the jobs import, unmeasured."""
     print("importing once what the jobs import, so that no way pays for a cold disk ...", flush=True)
-    lines = [f"try: import {name}\nexcept ImportError: pass" for name in PRELOAD_CPU]
+    lines = [f"try: import {name}\nexcept ImportError: pass" for name in PRELOAD]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], stderr=subprocess.DEVNULL)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -61,10 +62,12 @@ def by_colossalai_run(request: store.Request, place: Path) -> tuple[float, Rows]
     limit = time_limit(TIMEOUT_SECONDS)
     env = environment(request) | {"HANDSON_ROWS": str(rows)}
     program = shutil.which("colossalai", path=env["PATH"])
-    if program is None:
-        raise Failed("there is no program colossalai on PATH: install it with `python -m handson install`")
+    if importlib.util.find_spec("colossalai") is None:
+        raise Failed("this Python has no colossalai: install it with `python -m handson install`")
     with reserved_port(None) as port, output.open("w") as out:
-        command = [program, "run", "--nproc_per_node", str(request.ranks), "--master_port", str(port)]
+        # Where packages were unpacked and not installed there is no such program, but what it would start is.
+        command = [program] if program else [sys.executable, "-m", "colossalai.cli.cli"]
+        command += ["run", "--nproc_per_node", str(request.ranks), "--master_port", str(port)]
         # It hands one line of text to a shell, which takes an argument's quotes away once more.
         command += [request.script.name, *map(shlex.quote, request.argv)]
         began = time.perf_counter()

@@ -42,7 +42,7 @@ PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(DOCS)!r})
 import bench
-bench.PRELOAD_CPU = ("json",)
+bench.PRELOAD = ("json",)
 sys.exit(bench.main(sys.argv[1:]))
 """
 

@@ -83,6 +83,37 @@ def test_record_removes_what_the_lesson_no_longer_uses(gallery):
     assert new != old and "x1" in new.name
 
 
+@pytest.mark.parametrize("state", ["fresh", "stale", "cut"])
+def test_a_recording_on_more_gpus_than_this_host_has_stays_while_it_is_fresh(gallery, state):
+    recording.record(["plot_ring"])
+    (small,) = store.recordings().rglob("*.json")
+    run, _ = store.load(small)
+    request = store.Request(SCRIPTS / "ring.py", tuple(run.argv), run.ranks, "gpu")
+    run.preset, run.key = "gpu", request.key
+    if state == "stale":
+        run.files = dict.fromkeys(run.files, "0" * 64)
+    large = store.recordings() / request.file
+    store.write(large, store.dump(run)[: -40 if state == "cut" else None])
+    before = large.read_text()
+    recording.record(["plot_ring"])
+    assert large.read_text() == before
+    # What the site shows in its place, or would show beside it, is nothing to keep.
+    assert small.is_file() == (state != "fresh")
+
+
+def test_a_run_asked_for_at_the_laptop_preset_is_recorded_beside_one_on_more_gpus(gallery):
+    gallery.write_text(gallery.read_text().replace("ranks=2", "ranks=2, preset='laptop'"))
+    recording.record(["plot_ring"])
+    (small,) = store.recordings().rglob("*.json")
+    run, _ = store.load(small)
+    request = store.Request(SCRIPTS / "ring.py", tuple(run.argv), run.ranks, "gpu")
+    run.preset, run.key = "gpu", request.key
+    store.write(store.recordings() / request.file, store.dump(run))
+    small.unlink()
+    recording.record(["plot_ring"])
+    assert small.is_file()
+
+
 def test_a_lesson_that_fails_keeps_its_recordings(gallery, capsys):
     recording.record(["plot_ring"])
     (path,) = store.recordings().rglob("*.json")

@@ -22,10 +22,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 
-# Everything a lesson's ranks may need. Importing it initialises CUDA in this process when a GPU is visible, after
-# which no child could use that GPU; so this list serves jobs that run on the CPU, with GPUs hidden.
-PRELOAD_CPU = (
+# Everything a lesson's ranks may need.
+PRELOAD = (
     "torch",
     "torch.distributed",
     "torch._dynamo",
@@ -34,8 +34,8 @@ PRELOAD_CPU = (
     "colossalai.legacy",
     "colossalai.booster",
 )
-# The part that leaves CUDA untouched (with PYTORCH_NVML_BASED_CUDA_CHECK=1).
-PRELOAD_GPU = (
+# The part that leaves CUDA untouched whatever colossalai does when it is imported.
+PRELOAD_WITHOUT_COLOSSALAI = (
     "torch",
     "torch.distributed",
     "torch._dynamo",
@@ -45,18 +45,22 @@ PRELOAD_GPU = (
 )
 POLL_SECONDS = 0.02
 PR_SET_PDEATHSIG = 1
+CUDA_ERROR_NOT_INITIALIZED = 3
 
 
-def serve(control: socket.socket, preload: tuple[str, ...]) -> None:
-    """Import `preload`, say so, then fork a rank for each message until the launcher goes away."""
+def serve(control: socket.socket, flavour: str) -> None:
+    """Import what ranks of this flavour need, say so, then fork a rank for each message until the launcher goes away.
+
+    `cpu` and `gpu` import everything, `gpu-without-colossalai` all else.
+    """
     began = time.monotonic()
-    missing = []
-    for name in preload:
-        # A host without colossalai can still run scripts that do not need it; the rank that does will say so.
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            missing.append(f"{name}: {error}")
+    if flavour == "gpu":
+        with _asking_the_driver():
+            missing = _import(PRELOAD)
+        if _cuda_began():
+            os.execv(sys.executable, [*sys.orig_argv[:-1], "gpu-without-colossalai"])
+    else:
+        missing = _import(PRELOAD if flavour == "cpu" else PRELOAD_WITHOUT_COLOSSALAI)
     # What is loaded stays: a rank's garbage collector must neither walk it nor, by doing so, copy its pages.
     gc.collect()
     gc.freeze()
@@ -82,6 +86,60 @@ def serve(control: socket.socket, preload: tuple[str, ...]) -> None:
                 _send(control, exit=ranks.pop(pid), status=status)
     for pid in ranks:
         _signal(pid, signal.SIGKILL)
+
+
+def _import(names: tuple[str, ...]) -> list[str]:
+    missing = []
+    for name in names:
+        # A host without colossalai can still run scripts that do not need it; the rank that does will say so.
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            missing.append(f"{name}: {error}")
+    return missing
+
+
+@contextlib.contextmanager
+def _asking_the_driver() -> Iterator[None]:
+    """What colossalai asks of CUDA when it is imported is answered without starting CUDA, while the block runs.
+
+    No process can use a GPU when CUDA was started in the one that it was forked from. quantization/fp8.py and
+    bitsandbytes ask for the compute capability, zero/gemini/gemini_optimizer.py for the current device: a new process
+    is told the same by CUDA.
+    """
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
+    asked = torch.cuda.get_device_capability, torch.cuda.current_device
+    torch.cuda.get_device_capability, torch.cuda.current_device = _capability, lambda: 0
+    try:
+        yield
+    finally:
+        torch.cuda.get_device_capability, torch.cuda.current_device = asked
+
+
+def _capability(device: object = None) -> tuple[int, int]:
+    """The compute capability of the first GPU, from the driver's management library."""
+    library, handle, major, minor = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+    for failed in (
+        library.nvmlInit_v2(),
+        library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)),
+        library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)),
+    ):
+        if failed:
+            raise RuntimeError(f"the NVIDIA driver does not say which GPU this is: NVML error {failed}")
+    return major.value, minor.value
+
+
+def _cuda_began() -> bool:
+    """Whether CUDA was started in this process: then its children could not use it."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != CUDA_ERROR_NOT_INITIALIZED
 
 
 def _signal(group: int, number: int) -> None:
@@ -172,7 +230,4 @@ def _tell(kind: str, **fields: object) -> None:
 
 
 if __name__ == "__main__":
-    serve(
-        socket.socket(fileno=int(sys.argv[1])),
-        PRELOAD_GPU if sys.argv[2] == "gpu" else PRELOAD_CPU,
-    )
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

@@ -89,7 +89,7 @@ def launch(
         print(*run.log, sep="\n")
     if note:
         run.note = f"These numbers are this host's: {note}."
-    lessons.note_use(request, run)
+    lessons.note_use(request, run, preset == "auto")
     if run.error and not expect_failure:
         raise RunFailed(f"{run.title()}: {run.error}\n\nTo see it alone: {_alone(request)}")
     if expect_failure and not run.error:

@@ -21,7 +21,7 @@ from handson.ranks import status
 from handson.run import Run
 
 _used: dict[str, list[dict[str, Any]]] = {}
-_recording: list[tuple[store.Request, Run]] | None = None
+_recording: list[tuple[store.Request, Run, bool]] | None = None
 SINCE = "HANDSON_SINCE"  # runs made from this moment on are those of the build, or the recording, that goes on
 
 
@@ -49,10 +49,10 @@ def start(lesson: str) -> None:
     _used[lesson] = []
 
 
-def note_use(request: store.Request, run: Run) -> None:
-    """Remember that the lesson being executed showed this run."""
+def note_use(request: store.Request, run: Run, any_preset: bool) -> None:
+    """Remember that the lesson being executed showed this run, and whether any preset would have done."""
     if _recording is not None:
-        _recording.append((request, run))
+        _recording.append((request, run, any_preset))
     lesson = current_lesson()
     if lesson is None:
         return
@@ -73,8 +73,10 @@ def note_use(request: store.Request, run: Run) -> None:
     store.write(_note_file(lesson), json.dumps({"gpus": list(provenance.gpus()), "runs": used}, indent=1) + "\n")
 
 
-def execute(lesson: str) -> list[tuple[store.Request, Run]]:
+def execute(lesson: str) -> list[tuple[store.Request, Run, bool]]:
     """Execute a lesson as plain Python, under the policy that is set; return the runs that it showed, in order.
+
+    With each run comes whether the lesson left its preset open.
 
     Raises:
         BaseException: what the lesson raised.

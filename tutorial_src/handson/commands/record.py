@@ -1,12 +1,14 @@
 """`handson record LESSON...`: execute lessons as plain Python, every run live, and write their recordings.
 
 Needs no Sphinx, so that it works on an offline GPU host. Where there are GPUs several lessons run at once. A lesson
-that fails leaves its recordings as they were.
+that fails leaves its recordings as they were. So do recordings on more GPUs than this host has: it cannot make them
+again, and they tell more than a run of as many ranks on the CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 from handson import jobs, lessons, provenance, side_by_side, store
 from handson.commands.status import lesson_names
 from handson.ranks import status
+from handson.run import Run
 
 
 def record(names: list[str], *, resume: bool = False) -> int:
@@ -83,9 +86,15 @@ def resolve(names: list[str]) -> list[str] | None:
     return chosen
 
 
-def _write(lesson: str, runs: list, root: Path) -> int:
-    written = {}
-    for request, run in runs:
+def _write(lesson: str, runs: list[tuple[store.Request, Run, bool]], root: Path) -> int:
+    gpus = len(provenance.gpus())
+    written, needed = set(), set()
+    for request, run, any_preset in runs:
+        larger = _on_more_gpus(request, gpus) if any_preset else None
+        if larger is not None:
+            needed.add(root / larger.file)
+            status(f"{larger.file.name} was recorded on {request.ranks} GPUs, this host has {gpus}: it stays")
+            continue
         path = root / request.file
         others = []
         if path.is_file():
@@ -95,16 +104,29 @@ def _write(lesson: str, runs: list, root: Path) -> int:
                 status(f"{path.name} was unreadable and is replaced")
         run.lessons = sorted({*others, lesson})
         store.write(path, store.dump(run))
-        written[path] = run.preset
+        written.add(path)
     # A run that this lesson no longer asks for, at a preset made now, has no page any more.
+    presets = {request.preset for request, _, _ in runs}
     for path in sorted(root.rglob("*.json")):
-        if path in written:
+        if path in written | needed:
             continue
         try:
             old = store.load(path)[0]
         except store.StoreError:
             continue
-        if old.lessons == [lesson] and old.preset in written.values():
+        if old.lessons == [lesson] and old.preset in presets:
             status(f"removing {path.name}: {lesson} no longer uses it")
             path.unlink()
     return len(written)
+
+
+def _on_more_gpus(request: store.Request, gpus: int) -> store.Request | None:
+    """The same request on a GPU a rank, where this host has too few and a fresh recording has it."""
+    larger = dataclasses.replace(request, preset="gpu")
+    if request.ranks <= gpus:
+        return None
+    try:
+        return larger if store.recorded(larger)[0] else None
+    except store.StoreError as unreadable:
+        status(str(unreadable))
+        return None

@@ -14,7 +14,9 @@ def _name(job: Job) -> str:
 
 
 def _where(bench: Bench) -> str:
-    return "GPUs" if bench.provenance["device"] == "cuda" else "the CPU"
+    if bench.provenance["device"] != "cuda":
+        return "the CPU"
+    return "GPUs" if all(job.preset == "gpu" for job in bench.jobs) else "GPUs and on their host's cores"
 
 
 def jobs(bench: Bench) -> Table:
@@ -65,16 +67,20 @@ def verdict(bench: Bench) -> str:
 
 
 def by_script(bench: Bench) -> Table:
-    """The jobs of each script together: scripts that start many ranks for a moment gain more than one that computes."""
+    """The jobs of each script (and preset) together: many ranks for a moment gain more than one that computes."""
+    mixed = len({job.preset for job in bench.jobs}) > 1
     rows = []
-    for script in dict.fromkeys(job.script for job in bench.jobs):
-        own = [job for job in bench.jobs if job.script == script]
+    for script, preset in dict.fromkeys((job.script, job.preset) for job in bench.jobs):
+        own = [job for job in bench.jobs if (job.script, job.preset) == (script, preset)]
         slow, fast = sum(job.colossalai_run for job in own), sum(job.kit for job in own)
         ranks = style.listed([str(count) for count in sorted({job.ranks for job in own})])
         taken = (style.quantity(slow, "s"), style.quantity(fast, "s"), style.relative(slow, fast))
-        rows.append([code(script), len(own), ranks, *taken])
+        rows.append([lines(code(script), *[soft(f"{preset} preset")] * mixed), len(own), ranks, *taken])
     columns = ["script", "jobs", "ranks", "colossalai run", "the kit", "ratio"]
-    return Table(columns, rows, f"By script, on {_where(bench)}")
+    side = (
+        "" if bench.workers == 1 else "Sums over jobs: what the kit gained by running several at once is not in them."
+    )
+    return Table(columns, rows, f"By script, on {_where(bench)}", [side] if side else [])
 
 
 def chart(bench: Bench) -> picture.Picture:
