@@ -48,6 +48,14 @@ def test_the_key_follows_imports_config_arguments_ranks_and_preset(script):
     assert request.key != before
 
 
+def test_the_key_follows_imports_into_folders_with_and_without_an_init_file(script):
+    for name in ("bare/deep/inner.py", "whole/__init__.py", "whole/part.py", "torch.py"):
+        (script.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (script.parent / name).write_text("")
+    script.write_text("import torch.nn.functional\nimport bare.deep.inner\nfrom whole import part, no_module\n")
+    assert set(sources.files_of(script, ())) == {"__init__.py", "inner.py", "part.py", "torch.py", "train.py"}
+
+
 def test_the_key_ignores_the_lesson_side_of_the_kit():
     files = sources.files_of(sources.find_script("hybrid_parallel/train.py"), ("--config", "config.py"))
     assert {"handson/worker.py", "hybrid_parallel/train.py", "hybrid_parallel/config.py"} <= set(files)

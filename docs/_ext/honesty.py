@@ -7,6 +7,7 @@ a word about it.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -46,9 +47,15 @@ def machine_paths(root: Path) -> re.Pattern[str]:
     return re.compile(rf"{places(root).pattern}|/tmp/\w+|site-packages/")
 
 
+@functools.lru_cache(1)
+def read(page: str) -> BeautifulSoup:
+    """Return the tree of a page's HTML, which two checks ask for, one after the other."""
+    return BeautifulSoup(page, "html.parser")
+
+
 def problems(page: str, paths: re.Pattern[str]) -> Iterator[str]:
     """What is wrong with one page's HTML, each as one phrase."""
-    tree = BeautifulSoup(page, "html.parser")
+    tree = read(page)
     for block in tree.select(OUTPUT):
         text = block.get_text()
         for name, pattern in DEBRIS.items():
@@ -77,7 +84,7 @@ def lesson_problems(page: str, lesson: str, source: str) -> Iterator[str]:
     Compared are the runs that the kit noted when the lesson ran, the runs that it would be given now, and what the page
     says about them.
     """
-    tree = BeautifulSoup(page, "html.parser")
+    tree = read(page)
     if not tree.select(OUTPUT) and not tree.select(PICTURE):
         yield "the lesson ran nothing: its page has neither output nor picture"
     file = note_file(lesson)

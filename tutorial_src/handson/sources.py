@@ -40,7 +40,12 @@ def _module_file(module: str, folder: Path) -> list[Path]:
     found = [root / "__init__.py"] if root == KIT else []
     for depth in range(1, len(parts) + 1):
         stem = root.joinpath(*parts[:depth])
-        found += [path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()]
+        if (module_file := stem.with_suffix(".py")).is_file():
+            found.append(module_file)
+        if not stem.is_dir():
+            break
+        if (package := stem / "__init__.py").is_file():
+            found.append(package)
     return found
 
 
@@ -69,7 +74,7 @@ def _imports(path: Path, changed_ns: int, size: int) -> frozenset[str]:
 
 def files_of(script: Path, argv: list[str] | tuple[str, ...]) -> dict[str, str]:
     """Map each file a run is made of (named relative to the tutorial's sources) to its content's SHA-256."""
-    waiting, seen = [script], set()
+    waiting, seen, asked = [script], set(), set()
     while waiting:
         path = waiting.pop()
         if path in seen:
@@ -78,7 +83,10 @@ def files_of(script: Path, argv: list[str] | tuple[str, ...]) -> dict[str, str]:
         # In the wheel the training scripts lie inside the kit; what they import lies beside them all the same.
         of_kit = path.is_relative_to(KIT) and not path.is_relative_to(KIT / "tutorial")
         folder = KIT if of_kit else script.parent
-        for name in _imports(*_as_it_is(path)):
+        # Most names are asked for by many files, and most are of packages elsewhere: each costs looks at the disk.
+        names = {(name, folder) for name in _imports(*_as_it_is(path))} - asked
+        asked |= names
+        for name, _ in names:
             waiting += _module_file(name, folder)
     for argument in argv:
         for value in (argument, argument.partition("=")[2]):
