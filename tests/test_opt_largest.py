@@ -105,14 +105,14 @@ def test_what_a_search_found_before_its_time_limit_is_shown_as_a_lower_bound():
     from handson.run import Run
     from handson.show import opt_limits as limits
 
-    def rows(strategy, size, verdict, reason=""):
+    def rows(strategy, size, verdict, reason="", stopped=""):
         return {"kind": "trial", "rank": 0, "cap": 8.0, "strategy": strategy, "size": size, "verdict": verdict,
-                "reason": reason, "parameters": {"125m": 125e6, "350m": 350e6}[size]}  # fmt: skip
+                "reason": reason, "stopped": stopped, "parameters": {"125m": 125e6, "350m": 350e6}[size]}  # fmt: skip
 
     data = [{"kind": "search", "rank": 0, "unit": "GB", "caps": [8]}]
     data += [rows("ddp", "125m", "trains"), rows("ddp", "350m", "not tried", "9.00 GB by the formula")]
     late = "about 30 s, more than is left of the search's 20"
-    data += [rows("gemini-offload", "125m", "trains"), rows("gemini-offload", "350m", "not tried", late)]
+    data += [rows("gemini-offload", "125m", "trains"), rows("gemini-offload", "350m", "not tried", late, "time limit")]
     best = {"kind": "largest", "rank": 0, "cap": 8.0, "size": "125m"}
     data += [best | {"strategy": name} for name in ("ddp", "gemini-offload")]
     run = Run("largest.py", [], 1, "gpu", "", "", {}, {}, [], data, 1.0)
@@ -121,6 +121,27 @@ def test_what_a_search_found_before_its_time_limit_is_shown_as_a_lower_bound():
     drawn = limits.largest_bars(limits.by_cap(run), [run], title="one")
     assert "8 GB: ddp 125m, gemini-offload 125m or larger" in drawn.alt
     assert [text.get_text() for text in drawn.axes[0].texts] == ["↑"]
+
+
+@pytest.mark.parametrize(
+    "change, stopped", [({"seconds": 1e-9}, "time limit"), ({"host_gb": 1e-9, "seconds": 1e-9}, ""), ({}, None)]
+)
+def test_a_trial_that_only_the_time_forbids_says_so(opt_module, monkeypatch, change, stopped):
+    args = opt_module("largest").read([])
+    vars(args).update(change)
+    search, trial = opt_module("search"), opt_module("trial")
+    monkeypatch.setattr(trial, "run", lambda *asked: "tried")
+    monkeypatch.setattr(trial, "on_host", lambda *asked: 1e3)
+    result = search.Search(args)._attempt("1m", "ddp", 24, [])
+    assert result == "tried" if stopped is None else (result.verdict, result.stopped) == ("not tried", stopped)
+
+
+def test_the_formula_of_zero_counts_its_share_of_gradients_in_fp32_and_data_parallelism_a_piece(opt_module):
+    trial, models = opt_module("trial"), opt_module("models")
+    shape, task = models.SIZES["13b"], trial.Task(1, 32)  # so few tokens that the update is the peak
+    count = models.parameters(shape)
+    assert trial.expected(shape, "zero2", 2, task) == pytest.approx(count * (2 + 2 / 2 + 12 / 2 + 4 / 2))
+    assert trial.expected(shape, "ddp", 2, task) == pytest.approx(count * 16 + 4 * 2**24)
 
 
 @pytest.mark.ranks

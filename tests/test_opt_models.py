@@ -113,7 +113,10 @@ def test_a_model_that_cannot_be_had_is_refused_in_one_sentence(opt_module, saved
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1000])
-    assert f"the weights in {folder} cannot be read" in refusal(capsys, lambda: models.build(str(folder)))
+    size = len(whole)
+    assert f"{folder}: model.safetensors is cut short: it has {size - 1000:,} bytes of {size:,}; copy the folder" in (
+        refusal(capsys, lambda: models.build(str(folder)))
+    )
     weights.unlink()
     assert "no weights (*.safetensors)" in refusal(capsys, lambda: models.build(str(folder)))
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
@@ -126,6 +129,45 @@ def test_truncated_weights_beside_a_manifest_are_refused_by_name(opt_module, sav
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     assert f"{weights} is truncated (" in refusal(capsys, lambda: opt_module("models").build(str(folder)))
+
+
+def changed(folder, **values):
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        ({"ffn_dim": "x"}, "config.json has no whole number ffn_dim, but 'x'; copy the folder again"),
+        ({"ffn_dim": 100}, "do not fit its config.json (size mismatch for "),
+        ({"num_attention_heads": 3}, "cannot be read (embed_dim must be divisible by num_heads"),
+    ],
+)
+def test_a_configuration_that_does_not_suit_is_refused_in_one_sentence(opt_module, saved, capsys, values, says):
+    folder, _ = saved
+    changed(folder, **values)
+    said = refusal(capsys, lambda: opt_module("models").build(str(folder)))
+    assert said.startswith("error: ") and said.count("\n") == 1 and says in said and str(folder) in said
+
+
+@pytest.mark.parametrize(
+    "header, says",
+    [
+        (
+            b"\x10" + bytes(7) + b"{" * 16,
+            "model.safetensors is damaged: it has no readable header; copy",
+        ),
+        (
+            b"\xff" * 20,
+            "model.safetensors is cut short, or no safetensors file: it has 20 bytes; copy",
+        ),
+    ],
+)
+def test_damaged_weights_without_a_manifest_are_refused_by_name(opt_module, saved, capsys, header, says):
+    folder, _ = saved
+    (folder / "model.safetensors").write_bytes(header)
+    assert f"{folder}: {says}" in refusal(capsys, lambda: opt_module("models").build(str(folder)))
 
 
 def test_weights_that_are_not_all_there_are_refused(opt_module, saved, capsys):
@@ -161,6 +203,11 @@ def test_text_comes_from_files_of_each_kind(opt_module, tmp_path):
         (tmp_path / name).write_text(content)
         words, source = opt_module("text").get(str(tmp_path / name))
         assert words.count("every entry") == 120 and source == f"the file {name}"
+
+
+def test_an_entry_of_a_csv_may_be_a_whole_book(opt_module, tmp_path):
+    (tmp_path / "book.csv").write_text("n,text\n1," + "word " * 30_000 + "\n")
+    assert opt_module("text").get(str(tmp_path / "book.csv"))[0].count("word") == 30_000
 
 
 def test_text_comes_from_a_local_dataset(opt_module, tmp_path):

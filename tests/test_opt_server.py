@@ -378,6 +378,10 @@ def refusal(*words) -> str:
         (["opt-tiny", "--http_port", 65536], "--http_port 65536: it must be from 0 to 65535"),
         (["opt-tiny", "--speed", 2], "unrecognized arguments: --speed 2"),
         (["opt-tiny", "--http_host", "256.1.1.1"], "cannot be had"),
+        (
+            ["opt-tiny", "--device", "cpu", "--http_port", 0, "--tp", 2, "--master_host", "192.0.2.1"],
+            "--master_host 192.0.2.1 --master_port 0 cannot be had: Cannot assign requested address; the ranks are all",
+        ),
     ],
 )
 def test_impossible_options_are_refused(words, says):
@@ -414,11 +418,16 @@ def test_damaged_folders_are_refused_by_the_name_of_the_file(truth, tmp_path):
     assert "model.safetensors is cut short, or no safetensors file" in given()
     put("model.safetensors")
     put("tokenizer.json", lambda data: data[:1000])
+    assert "tokenizer.json is damaged; copy the folder again" in given()
+    put("tokenizer.json")
     put("config.json", lambda data: data[:20])
     assert "config.json is damaged" in given()
+    put("config.json", lambda data: data.replace(b'"ffn_dim": 512', b'"ffn_dim": "x"'))
+    assert "config.json has no whole number ffn_dim, but 'x'" in given()
     put("config.json")
     assert "--tp 3 does not divide the model's 4 attention heads: use one of 1, 2, 4" in given(tp=3)
     assert "call it opt-tiny" in refusal(*served.arguments("opt-125m", tmp_path))
+    put("config.json", lambda data: data.replace(b'"ffn_dim": 512', b'"ffn_dim": 500'))
     process = begin(served.arguments("own", tmp_path, device="cpu"))
     said = process.communicate(timeout=120)[0]
-    assert process.returncode == 2 and "cannot be read" in said.splitlines()[-1]
+    assert process.returncode == 2 and "do not fit its config.json (size mismatch for " in said.splitlines()[-1]

@@ -174,6 +174,11 @@ def test_questions_differ_and_are_openings_of_what_was_learned():
         ("--clients 0", "--clients, --seconds, --questions and --max_tokens must be above 0"),
         ("--check", "--check needs --checkpoint DIR, the folder that the server serves"),
         ("--url http://127.0.0.1:9", "no server answers at http://127.0.0.1:9"),
+        ("--url http://127.0.0.1:9/", "no server answers at http://127.0.0.1:9 ("),
+        (
+            "--check --checkpoint /no/such",
+            "--checkpoint /no/such holds no model: name the folder that",
+        ),
         ("--clients many", "invalid int value: 'many'"),
     ],
 )

@@ -149,12 +149,16 @@ def test_the_tutorials_command_trains():
         ("run_clm.sh", "2 0 tiny two", "GPUNUM is two, and must be a number of ranks, from 1 on"),
         ("run_clm_synthetic.sh", "none 0 tiny 2", "--batch_size: none must be a whole number from 1 on"),
         ("run_clm.sh", "2 8 tiny 2", "this job runs on the CPU; use --mem_cap 0"),
-        ("run_clm.sh", "2 0 tiny 2", "OUTPUT /dev/null/tuned is no folder that can be written to; name another"),
+        (
+            "run_clm.sh",
+            "2 0 tiny 2",
+            "--output_dir /dev/null/tuned is no folder that can be written to",
+        ),
     ],
 )
 def test_the_tutorials_commands_refuse_what_makes_no_sense_before_ranks_start(script, words, sentence):
     env = {**os.environ, "PYTHONPATH": str(SCRIPTS), "HANDSON_DEVICE": "cpu"}
-    env |= {"OUTPUT": "/dev/null/tuned"} if "OUTPUT" in sentence else {}
+    env |= {"OUTPUT": "/dev/null/tuned"} if "output" in sentence else {}
     command = ["bash", str(FOLDER / script), *words.split()]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     (said,) = done.stderr.splitlines()
@@ -185,6 +189,10 @@ def test_text_is_learned_and_saved(tmp_path):
         ("--save_every 5", "add --output_dir DIR"),
         ("--batch_size 0", "0 must be a whole number from 1 on"),
         ("--lr nan", "nan must be a number above 0"),
+        ("--seed -1", "-1 must be a whole number from 0 to 2^32 - 1"),
+        ("--seed 4294967296", "4294967296 must be a whole number from 0 to 2^32 - 1"),
+        ("--output_dir /dev/null", "/dev/null is no folder that can be written to (File exists); name another"),
+        ("--output_dir /dev/null/a", "/dev/null/a is no folder that can be written to (Not a directory)"),
         ("--modell 125m", "--help says what there is"),
     ],
 )
@@ -194,6 +202,55 @@ def test_what_cannot_be_is_refused_in_one_sentence(arguments, sentence, opt_modu
         opt_module("settings").read(arguments.split())
     said = capsys.readouterr().err
     assert ended.value.code == 2 and sentence in said and said.count("\n") == 1
+
+
+def by_hand(script, *words):
+    env = {**os.environ, "PYTHONPATH": str(SCRIPTS), "HANDSON_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(FOLDER / script), *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("script", "words", "sentence"),
+    [
+        ("compare.py", "--model nosuch", "there is no OPT of size nosuch: use one of tiny, small"),
+        ("compare.py", "--sequence 600", "--sequence 600 is longer than the 512 that OPT tiny can read"),
+        ("compare.py", "--ways nosuch:bf16", "--ways nosuch:bf16: nosuch is not known; use one of ddp"),
+        ("compare.py", "--ways ddp:fp8", "--ways ddp:fp8: fp8 is not known; use fp32 or bf16"),
+        ("compare.py", "--ways ddp", "--ways ddp: each way is a strategy and a precision, such as ddp:fp32"),
+        ("compare.py", "--seed -1", "-1 must be a whole number from 0"),
+        ("kill_and_resume.py", "--model nosuch", "there is no OPT of size nosuch: use one of tiny, small"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused_in_one_sentence(script, words, sentence):
+    done = by_hand(script, *words.split())
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(said) == 1 and sentence in said[0] and "Traceback" not in done.stderr
+
+
+@pytest.mark.ranks
+def test_a_run_that_ended_says_how_to_go_on_and_a_short_one_reports_no_step_time(tmp_path):
+    words = "-s --model_name_or_path tiny --batch_size 1 --sequence 8 --strategy ddp --precision fp32 --save_every 1"
+    first = by_hand("run_clm.py", *words.split(), "--steps", "1", "--output_dir", str(tmp_path))
+    assert first.returncode == 0 and "no step was timed: of 1, all are warm-up; take 3 or more" in first.stdout
+    assert "median" not in first.stdout
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    again = by_hand(
+        "run_clm.py", *words.split(), "--steps", "1", "--output_dir", str(tmp_path), "--resume", str(tmp_path)
+    )
+    assert again.returncode == 2 and "Traceback" not in again.stderr
+    sentence = f"error: the run in {tmp_path} has taken 1 step, and this one would end after 1: to go on, give more"
+    assert sentence in again.stderr and sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+@pytest.mark.ranks
+def test_a_folder_that_holds_something_else_is_refused_before_the_training(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.tex").touch()
+    words = "-s --model_name_or_path tiny --batch_size 1 --sequence 8 --strategy ddp --precision fp32 --output_dir"
+    done = by_hand("run_clm.py", *words.split(), str(tmp_path))
+    assert done.returncode == 2 and "holds something else than an export" in done.stderr and "step" not in done.stdout
 
 
 def steps_of(kind, dtype, count=5, **how):

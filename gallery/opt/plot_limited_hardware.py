@@ -59,7 +59,8 @@ print(*run.log, sep="\n")
 # AdamW in mixed precision keeps 16 bytes a parameter: 2 of weight, 2 of gradient, 4 of fp32 master weight, 4 + 4 of
 # its two moments. Gemini puts a gradient where its weight was, which saves 2. Beside that, a checkpointed layer keeps
 # its input, and the end the scores of every token over the whole vocabulary; in the update, there are gradients in
-# fp32, up to :math:`2^{24}` of them at once. (ZeRO on the GPU widens all of its share at once; see below.)
+# fp32, up to :math:`2^{24}` of them at once. Under ZeRO on the GPU it is the rank's whole share of them, :math:`4/w`
+# bytes a parameter on :math:`w` ranks: Colossal-AI widens it before it calls the optimizer.
 
 limits.peaks_table(run, caption="Peak memory by formula, and measured")
 
@@ -77,9 +78,8 @@ limits.largest_bars(
 )
 
 # %%
-# ZeRO takes more than its formula says. It gathers gradients in buckets of up to 12 Mi elements, at these sizes all of
-# them; and for the update it widens its whole share of the gradients to fp32 at once, :math:`4/w` bytes a parameter on
-# :math:`w` ranks, at a real size too.
+# ZeRO takes more than its formula says here: it gathers gradients in buckets of up to 12 Mi elements, at these sizes
+# all of them.
 #
 # And with all the memory of real GPUs, where there are some. The formula chooses the size, since a rank that ran out
 # of memory would leave the others waiting.

@@ -87,7 +87,7 @@ def export(folder: str | Path, trained: Trained, tokenizer: Any = None) -> Path:
         SystemExit: with one sentence and code 2, when the folder holds something else.
     """
     target = Path(folder)
-    together(lambda: _only_ours(target))
+    together(lambda: only_ours(target))
     partial = _begin(target)
     _save_model(partial, trained)
     if dist.get_rank() == 0:
@@ -96,6 +96,18 @@ def export(folder: str | Path, trained: Trained, tokenizer: Any = None) -> Path:
             tokenizer.save_pretrained(partial)
     _finish(partial, target, dict(strategy=trained.strategy, precision=trained.precision))
     return target
+
+
+def only_ours(target: Path) -> None:
+    """Refuse a folder for an export that is no folder, or holds anything else than an earlier export.
+
+    Raises:
+        Unusable: naming the folder.
+    """
+    if target.is_dir() and any(target.iterdir()) and not (target / manifest.NAME).is_file():
+        raise Unusable(f"{target} holds something else than an export: name another folder")
+    if target.exists() and not target.is_dir():
+        raise Unusable(f"{target} is a file: name a folder")
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -147,13 +159,6 @@ def _complete(path: Path) -> None:
     """What a server needs to know, and training did without: the cache of keys and values."""
     said = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(said | {"use_cache": True}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _only_ours(target: Path) -> None:
-    if target.is_dir() and any(target.iterdir()) and not (target / manifest.NAME).is_file():
-        raise Unusable(f"{target} holds something else than an export: name another folder")
-    if target.exists() and not target.is_dir():
-        raise Unusable(f"{target} is a file: name a folder")
 
 
 def _choose(folder: Path, trained: Trained) -> tuple[Path, dict[str, Any]]:

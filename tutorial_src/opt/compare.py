@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import strategies
 from handson import worker
+from settings import seed
 from strategies import STRATEGIES, why_not
 
 if TYPE_CHECKING:
@@ -65,8 +66,13 @@ def main() -> None:
     colossalai.launch_from_torch(seed=settings.seed, verbose=False)
     import models
 
+    config = one_sentence(lambda: models.config(settings.model))
+    if settings.sequence > config.max_position_embeddings:
+        worker.refuse(
+            f"--sequence {settings.sequence} is longer than the {config.max_position_embeddings} that OPT "
+            f"{settings.model} can read"
+        )
     words, _ = text.get(settings.train_file)
-    config = models.config(settings.model)
     tokenizer, _ = tokens.get(None, words, config.vocab_size)
     blocks = one_sentence(lambda: tokens.blocks(tokens.encode(tokenizer, words), settings.sequence))
     parameters = models.parameters(settings.model)
@@ -94,15 +100,17 @@ def read(ranks: int) -> tuple[Settings, list[str]]:
         parser.add_argument(f"--{name}", type=int, default=usual[name])
     parser.add_argument("--ways", default=usual["ways"], help="strategy:precision,...")
     parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--train_file")
     parser.error = lambda message: worker.refuse(f"{message}; python compare.py --help says what there is")
     args = parser.parse_args()
     ways = args.__dict__.pop("ways").split(",")
     for way in ways:
         strategy, _, precision = way.partition(":")
+        if not precision:
+            worker.refuse(f"--ways {way}: each way is a strategy and a precision, such as ddp:fp32")
         if refusal := why_not(strategy, precision):
-            worker.refuse(refusal)
+            worker.refuse(f"--ways {way}: {refusal.removeprefix('--strategy ').removeprefix('--precision ')}")
     if args.steps < MEASURED + 2:
         worker.refuse(f"--steps {args.steps} leaves none to time; use {MEASURED + 2} or more")
     if args.batch < 1 or args.batch % ranks:

@@ -15,16 +15,13 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from handson import worker
+from manifest import Unusable
 
 LIMIT_SECONDS = 8.0  # to find out whether the hub answers; a download that has begun may take longer
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 BESIDE = ("config.json", "generation_config.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json")
 Found = TypeVar("Found")
-
-
-class Unusable(Exception):
-    """What was asked for cannot be used; the text is the one sentence that the reader gets."""
 
 
 def together(look: Callable[[], Found]) -> Found:

@@ -108,6 +108,10 @@ def read() -> argparse.Namespace:
         worker.refuse(refusal)
     if not 0 < args.save_every <= args.kill_at < args.steps:
         worker.refuse("--save_every, --kill_at and --steps must be above 0 and in this order of size")
+    import models
+    from hub import together
+
+    together(lambda: models.config(args.model))
     return args
 
 

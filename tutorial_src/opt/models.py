@@ -6,7 +6,6 @@ The sizes are those of the paper (Zhang et al. 2022, arXiv:2205.01068) and of th
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,15 +180,13 @@ def _check(folder: Path) -> None:
         Unusable: naming the file.
     """
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except FileNotFoundError:
-        raise Unusable(f"{folder} holds no model: it has no config.json") from None
-    except (ValueError, KeyError, TypeError):
-        raise Unusable(f"{folder / 'config.json'} is damaged, or no model's configuration") from None
-    if kind != "opt":
-        raise Unusable(f"{folder} holds a model of the kind {kind}, not an OPT")
-    if not has_weights(folder):
-        raise Unusable(f"{folder} has a config.json but no weights (*.safetensors)")
+        manifest.sizes(folder)
+        if not has_weights(folder):
+            raise Unusable("it has no weights (*.safetensors)")
+        if not (folder / manifest.NAME).is_file() and any(folder.glob("*.safetensors*")):
+            manifest.weights(folder)
+    except Unusable as fault:
+        raise Unusable(f"{folder}: {fault}") from None
     manifest.check(folder)
 
 
@@ -205,8 +202,14 @@ def _load(folder: Path, dtype: torch.dtype, attention: str) -> OPTForCausalLM:
             output_loading_info=True,
             **NO_DROPOUT,
         )
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        worker.refuse(f"the weights in {folder} cannot be read: {str(error).splitlines()[0]}")
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        apart = [line for line in lines if line.startswith("size mismatch")]
+        if apart:
+            worker.refuse(
+                f"the weights in {folder} do not fit its config.json ({apart[0].rstrip('.')}): take both from one model"
+            )
+        worker.refuse(f"the model in {folder} cannot be read ({lines[0].rstrip('.')}); {manifest.ANEW}")
     missing = sorted(set(found["missing_keys"]) - {"lm_head.weight"})  # the head shares the word embedding
     if missing:
         worker.refuse(f"the weights in {folder} lack {missing[0]} and {len(missing) - 1} more")

@@ -68,8 +68,11 @@ def parameters_of(trained: Trained) -> int:
 
 
 def speed(seconds: list[float], tokens: int) -> None:
-    """Log and record the median of the steps after the warm-up."""
-    timed = seconds[WARM_UP:] or seconds[:1]
+    """Log and record the median of the steps after the warm-up; without any of them, say so and record nothing."""
+    timed = seconds[WARM_UP:]
+    if not timed:
+        worker.log(f"no step was timed: of {len(seconds)}, all are warm-up; take {WARM_UP + 1} or more")
+        return
     median = statistics.median(timed)
     worker.log(f"median of {len(timed)} steps: {median:.3f} s, {tokens / median:,.0f} tokens/s")
     if worker.place().rank == 0:

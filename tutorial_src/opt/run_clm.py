@@ -13,6 +13,8 @@ gets DIR/model, which transformers and the tutorial's server load, and DIR/step-
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import settings as command_line
 import strategies
 from handson import worker
@@ -56,6 +58,8 @@ def run(settings: Settings) -> None:
 
     s = settings
     place, device = worker.place(), worker.device()
+    if s.output_dir:
+        together(lambda: checkpoints.only_ours(Path(s.output_dir, "model")))
     model, weights = models.build(
         s.model,
         dtype=strategies.dtype_of(s.precision),
@@ -84,6 +88,11 @@ def run(settings: Settings) -> None:
     trained = strategies.prepare(s.strategy, model, lr=s.lr, precision=s.precision, steps=steps, clip=s.clip)
     del model
     taken, losses = checkpoints.resume(s.resume, trained) if s.resume else (0, [])
+    if taken >= steps:
+        worker.refuse(
+            f"the run in {s.resume} has taken {taken} step{'s' * (taken > 1)}, and this one would end after {steps}: "
+            f"to go on, give more --steps than {taken}"
+        )
     if taken:
         worker.log(f"resumed after step {taken} from {s.resume}")
     first, seconds = taken, []

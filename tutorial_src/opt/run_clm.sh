@@ -15,10 +15,6 @@ if ! [[ $GPUNUM =~ ^[1-9][0-9]*$ ]]; then
     echo "error: GPUNUM is $GPUNUM, and must be a number of ranks, from 1 on" >&2
     exit 2
 fi
-if [ -n "${OUTPUT:-}" ] && ! { mkdir -p "$OUTPUT" 2>/dev/null && [ -w "$OUTPUT" ]; }; then
-    echo "error: OUTPUT $OUTPUT is no folder that can be written to; name another" >&2
-    exit 2
-fi
 words=(--model_name_or_path "$MODEL" --batch_size "$BS" --mem_cap "$MEMCAP" ${OUTPUT:+--output_dir "$OUTPUT"}
     ${STRATEGY:+--strategy "$STRATEGY"} ${SEQUENCE:+--sequence "$SEQUENCE"} ${STEPS:+--steps "$STEPS"} "${@:5}")
 # Checked before torchrun starts ranks: its report would bury the sentence.

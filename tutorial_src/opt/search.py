@@ -17,7 +17,7 @@ from supervised import phase
 from trial import Result
 
 UNITS = {10**9: "GB", 2**20: "MiB"}
-MARGIN = 0.9  # of a GPU's memory, by the formula, where running out of it would leave other ranks waiting
+MARGIN = 0.95  # of a GPU's memory, by the formula, where running out of it would leave other ranks waiting
 HOPELESS = 1.25  # times the cap: what takes more than this by the formula is not tried on a GPU
 FIRST_HOST_GB = 24.0  # of the host's memory: where offloading begins; what larger sizes take in time is then known
 
@@ -85,16 +85,17 @@ class Search:
         takes = trains[-1].seconds * count / trains[-1].parameters if trains else 0.0
         bytes_ = round(cap * self.args.unit)
         expected = trial.expected(shape, strategy, self.ranks, self.task)
-        reason = ""
+        reason = stopped = ""
         if host > self.args.host_gb * 1e9:
             reason = f"{host / 1e9:.0f} GB of the host's memory, and the search may take {self.args.host_gb:g}"
         elif self.folder and expected > HOPELESS * bytes_:
             reason = f"{expected / self.args.unit:.2f} {UNITS[self.args.unit]} by the formula"
         elif self.ranks == 1 and time.monotonic() + takes > self.end:
             reason = f"about {takes:.0f} s, more than is left of the search's {self.args.seconds:g}"
+            stopped = "time limit"
         if reason:
             known = dict(expected_bytes=round(expected), host_bytes=round(host))
-            return Result(name, count, strategy, self.ranks, bytes_, "not tried", reason, **known)
+            return Result(name, count, strategy, self.ranks, bytes_, "not tried", reason, stopped, **known)
         if self.folder is None:
             return trial.run(name, shape, strategy, bytes_, self.task)
         return self._apart(self.folder, name, strategy, bytes_)

@@ -2,7 +2,7 @@
 
     python serving_bench.py                 # one device: batching on and off, latency, other engines
     python serving_bench.py --tp 2          # the same model divided over two ranks
-    python serving_bench.py --hold 120      # 64 clients for two minutes, every answer checked: what a GPU does anyway
+    python serving_bench.py --hold 120      # 64 clients for two minutes at the end, every answer checked
 
 Beside this file and `run_clm.py`, which fine-tunes, everything is in `inference/`: the server (`opt_fastapi.py`), the
 load generator (`load.py`) and the comparison with transformers' own engines (`compare_continuous.py`).
@@ -77,7 +77,7 @@ PLANS = {
         (8, 16, 32, 64),
         (1, 2, 4, 8, 16, 32),
         2.0,
-        120.0,
+        60.0,
     ),
 }
 

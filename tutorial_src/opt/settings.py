@@ -6,7 +6,9 @@ Standard library alone, so that a mistake is answered before the heavy modules a
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from handson import worker
@@ -67,6 +69,8 @@ def read(argv: list[str] | None = None) -> Settings:
         worker.refuse("--save_every needs a folder to save into: add --output_dir DIR")
     if not args.steps and not args.epochs:
         args.steps = steps
+    if args.output_dir:
+        _try_to_write(args.output_dir)
     args.sequence = args.sequence or sequence
     args.model = args.__dict__.pop("model_name_or_path")
     return Settings(**vars(args))
@@ -93,12 +97,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--clip", type=_not_negative, default=0.0, metavar="NORM", help="largest norm of the gradients; 0: any")
     add("--mem_cap", type=_not_negative, default=0.0, metavar="GB", help="memory of its GPU a rank may use; 0: all")
     add("--random", action="store_true", help="random weights, without looking for real ones")
-    add("--seed", type=int, default=0, metavar="N", help="of random weights and random tokens")
+    add("--seed", type=seed, default=0, metavar="N", help="of random weights and random tokens")
     add("--output_dir", metavar="DIR", help="where the fine-tuned model goes, and checkpoints")
     add("--save_every", type=_whole, metavar="N", help="save a checkpoint every so many steps")
     add("--resume", metavar="DIR", help="go on from a checkpoint")
     found.error = lambda message: worker.refuse(f"{message}; python run_clm.py --help says what there is")
     return found
+
+
+def _try_to_write(folder: str) -> None:
+    """Make the folder and a file in it, which is gone at once: better refused now than after the training."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        worker.refuse(f"--output_dir {folder} is no folder that can be written to ({error.strerror}); name another")
+
+
+def seed(text: str) -> int:
+    """A seed of every random generator there is; argparse turns the error into a sentence."""
+    return int(_checked(text, text.isdecimal() and int(text) < 2**32, "a whole number from 0 to 2^32 - 1"))
 
 
 def _whole(text: str) -> int:

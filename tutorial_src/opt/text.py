@@ -67,8 +67,9 @@ def _file(path: Path) -> str:
         if kind in (".json", ".jsonl"):
             return "\n\n".join(_texts(whole))
         if kind == ".csv":
+            csv.field_size_limit(max(len(whole), csv.field_size_limit()))  # an entry may be a whole book
             return "\n\n".join(row[COLUMN] for row in csv.DictReader(whole.splitlines(keepends=True)))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, csv.Error):
         raise Unusable(f"{path} has an entry without the field {COLUMN!r}, or is no {kind[1:]} at all") from None
     return whole
 

@@ -40,7 +40,10 @@ class CapReached(MemoryError):
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a trial. `verdict` is trains, out of memory, or not tried; bytes are of the fullest rank."""
+    """What came of a trial. `verdict` is trains, out of memory, or not tried; bytes are of the fullest rank.
+
+    `stopped` is "time limit" where only the search's time forbade the trial: what it found is then a lower bound.
+    """
 
     size: str
     parameters: int
@@ -49,6 +52,7 @@ class Result:
     cap_bytes: int
     verdict: str
     reason: str = ""
+    stopped: str = ""
     peak_bytes: int | None = None
     expected_bytes: int | None = None
     host_bytes: int | None = None
@@ -122,7 +126,8 @@ def expected(shape: Shape, strategy: str, ranks: int, task: Task) -> float:
 
     In forward and backward it is what the layers keep with checkpoints: each its input, one of them besides all that
     it would have kept without (memory.activations), or at the end every token's scores in bf16 and, for the loss,
-    three times in fp32. In the update it is the gradients in fp32, a piece at a time (adam.py).
+    three times in fp32. In the update it is the gradients in fp32: a piece at a time (adam.py), but under ZeRO the
+    rank's whole share at once, since upstream widens it before it calls the optimizer (low_level_optim.py).
     """
     s, size = shape, 2
     chosen, of = strategies.STRATEGIES[strategy], memory.formula(strategy, PRECISION, ranks)
@@ -138,7 +143,8 @@ def expected(shape: Shape, strategy: str, ranks: int, task: Task) -> float:
     again = size * (8 * s.hidden + s.inner)
     scores = (size + 3 * 4) * s.vocabulary
     kept = task.batch * task.sequence * (size * s.layers * s.hidden + max(again, scores))
-    return states + max(kept, 4 * min(on_device, PIECE))
+    widened = on_device if chosen.family == "zero" else min(on_device, PIECE)
+    return states + max(kept, 4 * widened)
 
 
 def on_host(count: int, strategy: str, ranks: int) -> float:

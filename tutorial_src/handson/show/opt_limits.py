@@ -102,7 +102,7 @@ def lower_bounds(run: Any) -> set[tuple[str, str]]:
     return {
         (f"{row['cap']:g} {run.value('search', 'unit')}", row["strategy"])
         for row in run.rows("trial", rank=0)
-        if row["verdict"] == "not tried" and not row["reason"].endswith("by the formula")
+        if row.get("stopped") == "time limit"
     }
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import manifest
 from handson import worker
 from options import Options
 
@@ -48,9 +47,8 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         SystemExit: with code 2 and one sentence, when it cannot be had.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.socket(family)
+        listener = socket.socket(_family(host))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
@@ -58,6 +56,28 @@ def bind(host: str, port: int) -> socket.socket:
         worker.refuse(f"--http_host {host} --http_port {port} cannot be had: {error.strerror}")
     listener.setblocking(False)
     return listener
+
+
+def meeting_port(host: str, port: int) -> int:
+    """The port at which the ranks of this host meet: the one that is asked for, or for 0 a free one.
+
+    Raises:
+        SystemExit: with code 2 and one sentence, when they cannot meet there.
+    """
+    try:
+        with socket.socket(_family(host)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return probe.getsockname()[1]
+    except OSError as error:
+        worker.refuse(
+            f"--master_host {host} --master_port {port} cannot be had: {error.strerror}; the ranks are all on this "
+            "host, leave both out"
+        )
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def device_kind(options: Options) -> str:
@@ -83,26 +103,19 @@ def _known(model: str) -> Bounds:
 
 
 def _folder(folder: Path) -> Bounds:
-    """Read config.json, and of the weights' files what says how long each has to be."""
+    """Read config.json, and of the other files what says whether they are whole."""
     if not folder.is_dir():
         worker.refuse(f"--checkpoint {folder}: there is no such folder")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             worker.refuse(f"--checkpoint {folder}: it has no {name}; give a folder that fine-tuning exported")
-    said = _json(folder / "config.json", folder)
-    if said.get("model_type") != "opt":
-        worker.refuse(
-            f"--checkpoint {folder}: it holds a model of type {said.get('model_type')}, this server serves OPT"
-        )
-    keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
-    for key in keys:
-        if not isinstance(said.get(key), int) or said[key] < 1:
-            worker.refuse(f"--checkpoint {folder}: config.json has no number {key}")
-    for file in _weight_files(folder):
-        fault = _fault(file)
-        if fault:
-            worker.refuse(f"--checkpoint {folder}: {file.name} {fault}")
-    return Bounds(*(said[key] for key in keys))
+    try:
+        said = manifest.sizes(folder)
+        manifest.tokenizer(folder)
+        manifest.weights(folder)
+    except manifest.Unusable as fault:
+        worker.refuse(f"--checkpoint {folder}: {fault}")
+    return Bounds(*(said[key] for key in manifest.SIZES[:4]))
 
 
 def _called_right(options: Options, found: Bounds) -> None:
@@ -117,43 +130,3 @@ def _called_right(options: Options, found: Bounds) -> None:
         f"--checkpoint {options.checkpoint}: {found.layers} layers of width {found.hidden} are not {options.model}; "
         f"call it {right[0] if right else 'by a name that is no published size'}"
     )
-
-
-def _json(file: Path, folder: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        said = None
-    if not isinstance(said, dict):
-        worker.refuse(f"--checkpoint {folder}: {file.name} is damaged")
-    return said
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        names = _json(index, folder).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            worker.refuse(f"--checkpoint {folder}: {index.name} is damaged")
-        return [folder / str(name) for name in sorted(set(names.values()))]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        worker.refuse(f"--checkpoint {folder}: it has no weights (*.safetensors)")
-    return files
-
-
-def _fault(file: Path) -> str:
-    """What is wrong with a safetensors file, by its header and its length; empty when nothing is."""
-    if not file.is_file():
-        return "is missing"
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > size - 8:
-            return f"is cut short, or no safetensors file: it has {size:,} bytes"
-        try:
-            header = json.loads(opened.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return "has no readable header"
-    whole = 8 + length + max(ends, default=0)
-    return "" if size == whole else f"is cut short: it has {size:,} bytes of {whole:,}"

@@ -261,8 +261,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.clients < 1 or options.seconds <= 0 or options.questions < 1 or min(options.max_tokens) < 1:
         parser.error("--clients, --seconds, --questions and --max_tokens must be above 0")
-    if options.check and not (options.checkpoint and Path(options.checkpoint).is_dir()):
+    options.url = options.url.rstrip("/")
+    if options.check and not options.checkpoint:
         parser.error("--check needs --checkpoint DIR, the folder that the server serves")
+    if options.check and not Path(options.checkpoint, "config.json").is_file():
+        parser.error(f"--checkpoint {options.checkpoint} holds no model: name the folder that the server serves")
     try:
         asked = questions(options.questions, options.max_tokens)
     except ValueError as error:

@@ -27,7 +27,7 @@ class Metrics:
         self.refused = Counter("opt_refused", "Requests refused", ["reason"], registry=r)
         self.left = Counter("opt_left", "Clients that went before their answer", registry=r)
         self.cache_hits = Counter("opt_cache_hits", "Answers that had been kept", registry=r)
-        self.cache_misses = Counter("opt_cache_misses", "Answers that could have been kept but were not", registry=r)
+        self.cache_misses = Counter("opt_cache_misses", "Answers that were generated and are kept now", registry=r)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""

@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -40,10 +39,9 @@ def main() -> None:
     listener = checks.bind(options.http_host, options.http_port)
     bounds = checks.check(options)
     kind = checks.device_kind(options)
-    if options.tp > 1 and options.master_port == 0:
-        with socket.socket() as probe:
-            probe.bind((options.master_host, 0))
-            options = dataclasses.replace(options, master_port=probe.getsockname()[1])
+    if options.tp > 1:
+        port = checks.meeting_port(options.master_host, options.master_port)
+        options = dataclasses.replace(options, master_port=port)
     import server
 
     server.serve(options, kind, bounds.positions, listener)
