@@ -200,6 +200,10 @@ def test_the_largest_batches_are_the_largest_that_fit():
     [
         ("auto_ckpt_solver_test.py --model vgg", "error: --model vgg is unknown: use one of resnet50, gpt2"),
         ("auto_ckpt_solver_test.py --budgets 1", "error: --budgets 1: a sweep needs at least 2"),
+        ("auto_ckpt_solver_test.py --budgets x", "error: argument --budgets: invalid int value: 'x'"),
+        ("auto_ckpt_solver_test.py --budgets", "error: argument --budgets: expected one argument"),
+        ("auto_ckpt_batchsize_test.py --cap abc", "error: argument --cap: invalid int value: 'abc'"),
+        ("auto_ckpt_batchsize_test.py --cap 0", "error: --cap 0 is no memory: give a number of MiB from 1 on"),
         ("auto_ckpt_batchsize_test.py --model vgg", "error: --model vgg is unknown: use one of resnet18"),
         ("auto_ckpt_solver_test.py --nonsense", "error: unrecognized arguments: --nonsense"),
     ],

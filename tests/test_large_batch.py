@@ -136,9 +136,11 @@ def test_colossalai_run_starts_it_as_the_tutorial_says():
         ("NETWORK=resnet", "NETWORK=resnet, which is not known; use plain, batchnorm"),
         ("LEARNING_RATE=fast", "LEARNING_RATE='fast', which is not of type float"),
         ("LOWEST={'sgd':0.1}", "LOWEST gives no positive learning rate for lars, lamb, adamw; give one for each"),
+        ("LEARNING_RATES={'sgd':'fast'}", "LEARNING_RATES gives no positive learning rate for sgd, lars, lamb, adamw"),
         ("SWEEP=[8,4]", "SWEEP=[8, 4] must be two numbers of images, the first not above the second"),
         ("WARMUP=1", "WARMUP=1 must be a share of the steps, from 0 to below 1"),
         ("BATCHES=[64,96]", "a batch of BATCHES=96 does not divide the 1024 training images"),
+        ("BATCHES=[1,64]", "BATCHES names 1, and batch norm takes its statistics over two images or more"),
         ("TRUST_COEFFICIENT=2", "TRUST_COEFFICIENT=2 must be above 0 and up to 1"),
         ("frob", "frob is no setting; write KEY=value, for example BATCH_SIZE=256"),
         ("--optimizer adam", "argument --optimizer: invalid choice: 'adam'"),
@@ -159,3 +161,10 @@ def test_what_cannot_work_is_refused_in_one_sentence(arguments, sentence, capsys
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
+
+
+def test_definitions_takes_no_arguments_and_says_so():
+    command = [sys.executable, "definitions.py", "--nonsense"]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: definitions.py takes no arguments; leave out --nonsense\n"

@@ -214,3 +214,8 @@ def test_every_repair_of_the_area_is_in_force_and_tested():
 def test_what_cannot_be_divided_is_refused_in_one_sentence(arguments, says):
     error = job(arguments, 2, fails=True).error
     assert says in error and "\n" not in error
+
+
+def test_one_rank_has_nobody_to_share_with():
+    error = job("MODEL=llama", 1, fails=True).error
+    assert error == "modern.py shares sequences among ranks, and there is one; start two or more"

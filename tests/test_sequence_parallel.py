@@ -218,6 +218,7 @@ def test_it_trains_on_the_book():
         (4, "ATTENTION=plain", "ATTENTION=plain needs the whole sequence on one rank, which .*=2 is not; use ring"),
         (4, "ATTENTION=flash", "ATTENTION=flash, which is not known; use plain, ring, ring_recompute, ring_online"),
         (4, "ATTENTION=ring_online DROPOUT=0.1", "ring_online forgets its scores, so DROPOUT=0.1 cannot drop any"),
+        (4, "DROPOUT=1.5", "DROPOUT=1.5 would drop everything; use a share from 0.0 to below 1"),
         (16, "PIPELINE_SIZE=8 DEPTH=4", "PIPELINE_SIZE=8 is more than the 4 layers of this model; use a larger DEPTH"),
         (2, "SEQUENCE_LENGTH=8", "SEQUENCE_LENGTH=8 is too short for two segments; use 16 or more"),
         (2, "SEQ_LENGTH=8", "says SEQ_LENGTH, which is no setting"),
@@ -250,6 +251,23 @@ def test_refusals_come_before_anything_heavy_is_imported():
         done = subprocess.run(argv, cwd=FOLDER, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]"
         assert done.stderr.startswith(sentence)
+
+
+def test_a_comparison_with_dropout_is_refused():
+    command = [sys.executable, "compare_attention.py", "config.py", "DROPOUT=0.5"]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: attention is compared with the same scores, which DROPOUT=0.5 drops; use 0.0\n"
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path, capsys):
+    import masked_text
+
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(SystemExit) as stop:
+        masked_text.read_words(tmp_path / "picture.png")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: picture.png is no text in UTF-8; save it so, or name another by --text\n"
 
 
 # Data -----------------------------------------------------------------------------------------------------------

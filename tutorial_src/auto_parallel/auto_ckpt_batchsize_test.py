@@ -41,13 +41,15 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     """The command line, refused before anything heavy is loaded if it cannot work."""
     model, cap = DEFAULTS[worker.preset()]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], exit_on_error=False)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.error = worker.refuse
     parser.add_argument("--model", default=model, help=f"one of {', '.join(MODELS)}")
     parser.add_argument("--cap", type=int, default=cap, help="memory cap in MiB, for everything")
     args = parser.parse_args()
     if args.model not in MODELS:
         worker.refuse(f"--model {args.model} is unknown: use one of {', '.join(MODELS)}")
+    if args.cap < 1:
+        worker.refuse(f"--cap {args.cap} is no memory: give a number of MiB from 1 on")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         worker.refuse("auto_ckpt_batchsize_test.py measures one device: start it with plain python")
     return args

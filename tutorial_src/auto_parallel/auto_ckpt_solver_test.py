@@ -55,7 +55,7 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """The command line, refused before anything heavy is loaded if it cannot work."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], exit_on_error=False)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.error = worker.refuse
     parser.add_argument("--model", default="resnet50", help=f"one of {', '.join(MODELS)}")
     parser.add_argument(

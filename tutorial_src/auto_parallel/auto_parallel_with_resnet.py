@@ -15,6 +15,7 @@ for each node, and tells the others; then every rank trains its blocks on the sa
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import sharded
@@ -23,6 +24,7 @@ from handson import worker
 # What a laptop runs in seconds, and what keeps an H200 busy: images of a step, their height and width.
 SIZES = {"laptop": (16, 32), "gpu": (256, 224)}
 CLASSES = 1000
+LEAST = {"batch": 1, "size": 32, "steps": 1, "memory": 0, "budgets": 0}
 
 
 def main() -> None:
@@ -31,6 +33,7 @@ def main() -> None:
     mesh = sharded.read_mesh(args.mesh, worker.place().world_size)
     batch, size = SIZES[worker.preset()]
     args.batch, args.size = args.batch or batch, args.size or size
+    refuse_impossible(args)
     if args.batch % worker.place().world_size:
         worker.refuse(
             f"--batch {args.batch} cannot be shared by {worker.place().world_size} ranks; use a multiple of it"
@@ -60,6 +63,19 @@ def main() -> None:
     if not (args.check or args.measure or args.budgets):
         sharded_run.train(job, plan, args.steps)
     torch.distributed.destroy_process_group()
+
+
+def refuse_impossible(args: argparse.Namespace) -> None:
+    """Answer a number or a folder that cannot be before anything heavy is loaded."""
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if not least <= value < math.inf:
+            worker.refuse(f"--{name} {value:g} cannot be; give {least} or more")
+    if args.speeds and not (min(args.speeds[:2]) > 0 and args.speeds[2] >= 0 and all(map(math.isfinite, args.speeds))):
+        given = " ".join(f"{speed:g}" for speed in args.speeds)
+        worker.refuse(f"--speeds {given} cannot be; give MAC/s and bytes/s above 0 and a latency of 0 s or more")
+    if args.csv and not Path(args.csv).absolute().parent.is_dir():
+        worker.refuse(f"--csv {args.csv} is in a folder that does not exist; make it, or name another")
 
 
 def read_arguments() -> argparse.Namespace:

@@ -40,7 +40,7 @@ class Search:
     """The two searches under one cap.
 
     `plain_batch` is the largest batch that fits without checkpoints, found by running; `rotor_batch` the largest for
-    which the solver has a schedule that was run and kept to the cap.
+    which the solver has a schedule that was run and kept to the cap, and `largest` what came of it.
     """
 
     def __init__(self, task: Task, cap: int) -> None:
@@ -63,8 +63,9 @@ class Search:
         self._small, self._large = self._profiled(self.plain_batch), self._profiled(4 * self.plain_batch)
         self.asked = 0
         self.rotor_batch = self._largest(self._solvable, self.plain_batch)
-        while self.schedule(self.rotor_batch) is None:
+        while (found := self.schedule(self.rotor_batch)) is None:
             self.rotor_batch -= self.grain
+        self.largest = found
         worker.log(f"with the solver it is {self.rotor_batch}, found by asking it {self.asked} times")
         worker.record(
             "ckpt_batch_setting",
@@ -146,7 +147,8 @@ def measure(search: Search) -> list[Batch]:
     small = sorted({max(grain, round(plain * share / grain) * grain) for share in (0.25, 0.5, 0.75, 1)})
     beyond = sorted({round((plain + (largest - plain) * share) / grain) * grain for share in shares} - {plain})
     found = [search.plain(batch) for batch in small]
-    found += [made for batch in beyond if (made := search.schedule(batch))]
+    made = [search.largest if batch == largest else search.schedule(batch) for batch in beyond]
+    found += [one for one in made if one]
     points = []
     for point, step in reversed(found):  # the largest that this device can also run plain, cap or no cap
         point.difference = _difference(search, point, step)

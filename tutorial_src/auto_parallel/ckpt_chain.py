@@ -66,7 +66,10 @@ class Traced:
 
     @property
     def saved_bytes(self) -> int:
-        """What is saved for backward when nothing is recomputed, by colossalai's estimate; the input included."""
+        """What is saved for backward when nothing is recomputed, by colossalai's estimate.
+
+        The network's input counts as free in it, as in `chain.x[0]`, which is 0.
+        """
         return sum(self.chain.xbar)
 
     @property
@@ -108,7 +111,8 @@ def between(first: Traced, second: Traced, share: float) -> Traced:
         pairs = zip(getattr(first.chain, name), getattr(second.chain, name), strict=True)
         setattr(chain, name, [max(0, one + (other - one) * share) for one, other in pairs])
     other = copy.copy(first)
-    other.chain, other.input_bytes = chain, chain.x[0]
+    other.chain = chain
+    other.input_bytes = int(first.input_bytes + (second.input_bytes - first.input_bytes) * share)
     return other
 
 

@@ -96,9 +96,9 @@ def solve(traced: Traced, budget: float, *, slots: int = SLOTS, headroom: float 
 def peak_bytes(operations: list[Operation], chain: Chain) -> int:
     """Follow a schedule and note the most that is alive at one time, in the unit of the chain's sizes.
 
-    The input is alive throughout. A stage that keeps everything adds `xbar`, its output included; a checkpoint is an
-    output that is kept until the stage after it is done; backward adds the gradient of the stage's output, as large as
-    the output itself, and its extra memory.
+    The network's input is alive throughout and counts as free: `chain.x[0]` is 0. A stage that keeps everything adds
+    `xbar`, its output included; a checkpoint is an output that is kept until the stage after it is done; backward adds
+    the gradient of the stage's output, as large as the output itself, and its extra memory.
     """
     kept = peak = chain.x[0]
     passing = 0  # an output on its way to the next stage, kept by nobody yet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 SEED = 1024
 
 
+@functools.cache  # the patterns take seconds to draw, and every plan is measured on the same batch
 def synthetic(batch: int, size: int, classes: int, *, seed: int = SEED) -> tuple[Tensor, Tensor]:
     """A batch of images [batch, 3, size, size] and labels [batch]: a pattern for each class, under noise."""
     generator = torch.Generator().manual_seed(seed)

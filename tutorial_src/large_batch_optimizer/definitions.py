@@ -8,6 +8,7 @@ whether a repair changes it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import MethodType
 
@@ -68,6 +69,8 @@ def error_of(call: Callable[[], object]) -> str:
 
 def main() -> None:
     """Measure and record every difference."""
+    if sys.argv[1:]:
+        worker.refuse(f"definitions.py takes no arguments; leave out {' '.join(sys.argv[1:])}")
     repairs.apply(noise, optimizers)
     from colossalai.logging import get_dist_logger
     from colossalai.nn.optimizer import DistributedLamb, Lamb, Lars, cast_to_distributed

@@ -108,7 +108,8 @@ def check_batch(batch: int, name: str = "BATCH_SIZE", world_size: int = 1) -> No
 def _settle(settings: Settings) -> None:
     """Refuse values that do not go together."""
     for name in ("learning_rates", "lowest"):
-        if missing := [key for key in OPTIMIZERS if not getattr(settings, name).get(key, 0) > 0]:
+        rates = getattr(settings, name)
+        if missing := [key for key in OPTIMIZERS if not (isinstance(rates.get(key), int | float) and rates[key] > 0)]:
             refuse(f"{name.upper()} gives no positive learning rate for {', '.join(missing)}; give one for each")
     for name in ("batches", "blocks", "sweep"):
         values = getattr(settings, name)
@@ -116,6 +117,8 @@ def _settle(settings: Settings) -> None:
             refuse(f"{name.upper()}={values} must be a list of whole numbers from 1 on")
     for batch in settings.batches:
         check_batch(batch, "a batch of BATCHES")
+        if batch == 1:
+            refuse("BATCHES names 1, and batch norm takes its statistics over two images or more; leave it out")
     if len(settings.sweep) != 2 or settings.sweep[0] > settings.sweep[1]:
         refuse(f"SWEEP={settings.sweep} must be two numbers of images, the first not above the second")
     if not 0 <= settings.warmup < 1:

@@ -99,6 +99,8 @@ def settle(names: dict[str, Any], world_size: int) -> Settings:
             refuse(f"{name}={size} is not divisible by {divisor}, as {why} needs; use a multiple of {divisor}")
     if stages > s.depth:
         refuse(f"PIPELINE_SIZE={stages} is more than the {s.depth} layers of this model; use a larger DEPTH")
+    if s.dropout >= 1:
+        refuse(f"DROPOUT={s.dropout} would drop everything; use a share from 0.0 to below 1")
     if s.sequence_length < 16:
         refuse(f"SEQUENCE_LENGTH={s.sequence_length} is too short for two segments; use 16 or more")
     return s

@@ -41,6 +41,8 @@ def main() -> None:
     names |= gpu_names if worker.preset() == "gpu" else {}
     ranks = worker.place().world_size
     settings = bert_settings.settle(names | {"SEQUENCE_PARALLEL_SIZE": ranks, "PIPELINE_SIZE": 1}, ranks)
+    if settings.dropout:
+        worker.refuse(f"attention is compared with the same scores, which DROPOUT={settings.dropout} drops; use 0.0")
 
     # The repairs of this area are applied one after the other below, so that each fault can be seen.
     os.environ["HANDSON_WITHOUT"] = ",".join(FAULTS)

@@ -67,7 +67,11 @@ def book(path: Path, settings: Settings, mesh: Mesh) -> Iterator[Batch]:
 
 def read_words(path: Path) -> list[str]:
     """The words and punctuation marks of a text, in lower case."""
-    return re.findall(r"[a-z]+(?:'[a-z]+)?|[.,;:!?()\"'`-]", path.read_text(encoding="utf-8").lower())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        worker.refuse(f"{path.name} is no text in UTF-8; save it so, or name another by --text")
+    return re.findall(r"[a-z]+(?:'[a-z]+)?|[.,;:!?()\"'`-]", text.lower())
 
 
 def batches(settings: Settings, mesh: Mesh, segments: Segments) -> Iterator[Batch]:

@@ -60,6 +60,8 @@ def read(argv: list[str], ranks: int) -> Asked:
     for key, values in (("ATTENTION", ("sdpa", "eager")), ("MEASURE", ("yes", "no"))):
         if given[key] not in values:
             worker.refuse(f"{key}={given[key]} is not known; use {' or '.join(values)}")
+    if ranks < 2:
+        worker.refuse("modern.py shares sequences among ranks, and there is one; start two or more")
     known = WAYS[given["MODEL"]]
     ways = tuple(given["MODES"].split(",")) if given["MODES"] else known
     for way in ways:

@@ -9,6 +9,7 @@ compared with rounding; so an entry counts as at least a thousandth of the large
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,10 +25,14 @@ class Reference:
     loss: float
     gradients: dict[str, torch.Tensor]
 
+    @cached_property
+    def largest(self) -> dict[str, float]:
+        """The size of the largest entry of each gradient."""
+        return {name: gradient.abs().max().item() for name, gradient in self.gradients.items()}
+
     def scale(self, name: str) -> float:
         """The size that a difference of this parameter's gradient is measured by."""
-        largest = max(gradient.abs().max().item() for gradient in self.gradients.values())
-        return max(self.gradients[name].abs().max().item(), FLOOR * largest)
+        return max(self.largest[name], FLOOR * max(self.largest.values()))
 
 
 def reference_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Reference:
