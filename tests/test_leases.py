@@ -61,6 +61,18 @@ def test_a_job_of_many_devices_is_not_put_off_by_jobs_of_few():
     assert began[0] < began[1]
 
 
+def test_a_job_on_the_cores_does_not_wait_for_one_that_waits_for_gpus():
+    with leases.lease(1, ("0", "1")):
+        many = holder(2, "0,1", 0)
+        limit = time.monotonic() + 20
+        while leases._take(leases.folder() / "device-1") is not None and time.monotonic() < limit:
+            time.sleep(0.05)  # until it waits for the other one
+        cores = holder(1, leases.CPU, 0)
+        assert cores.communicate(timeout=30)[0].startswith(f"{leases.CPU} ")
+        assert many.poll() is None
+    many.communicate(timeout=30)
+
+
 def test_the_lease_of_a_process_that_is_killed_ends_with_it():
     process = holder(2, "0,1", 600)
     assert process.stdout.readline().startswith("0,1 ")
@@ -108,11 +120,29 @@ def test_a_job_on_gpus_that_are_not_the_first_is_told_which(monkeypatch, tmp_pat
     monkeypatch.setattr("handson.provenance.gpus", lambda: ("H", "H", "H"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("handson.launcher.run_ranks", ranks)
+    monkeypatch.setattr("handson.launcher.ready", lambda flavour: None)
     monkeypatch.setenv("HANDSON_RUNS", "live")
     launch(str(tmp_path / "empty.py"), ranks=2, preset="gpu")
     with leases.lease(1, ("0", "1", "2")):
         launch(str(tmp_path / "empty.py"), ranks=2, preset="gpu")
     assert seen == [None, "1,2"]
+
+
+def test_no_gpu_is_held_for_the_imports(monkeypatch, tmp_path):
+    """The ranks' imports take many seconds, in which another job can use the device."""
+    (tmp_path / "empty.py").write_text("")
+    free = []
+
+    def ready(flavour):
+        with leases.lease(1, ("0",), waiting=lambda: free.append(False)):
+            free.append(True)
+
+    monkeypatch.setattr("handson.provenance.gpus", lambda: ("H",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("handson.launcher.run_ranks", lambda *arguments, **options: Outcome())
+    monkeypatch.setattr("handson.launcher.ready", ready)
+    launch(str(tmp_path / "empty.py"), preset="gpu")
+    assert free == [True]
 
 
 @pytest.mark.ranks

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handson import jobs, leases, lessons, provenance, sources, store
-from handson.ranks import RunFailed, run_ranks, status, time_limit, told
+from handson.ranks import RunFailed, ready, run_ranks, status, time_limit, told
 from handson.run import Run
 
 __all__ = ["RunFailed", "launch"]
@@ -150,6 +150,11 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
         folder=sources.CHECKOUT or sources.KIT,
     )
     title = f"{request.name} {' '.join(request.argv)} x{request.ranks}"
+    flavour = "cpu" if cpu else "gpu"
+    if provenance.gpus():
+        # No device is held for the imports. Where the cores are the device they are part of the first job: beside
+        # another job they would disturb what it measures.
+        ready(flavour)
     count, devices = leases.devices_for(request.ranks, "cpu" if cpu else "cuda")
     asked = time.time()
     with leases.lease(
@@ -166,7 +171,7 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
                 request.script,
                 list(request.argv),
                 ranks=request.ranks,
-                flavour="cpu" if cpu else "gpu",
+                flavour=flavour,
                 env=env,
                 timeout=timeout,
                 title=title,

@@ -73,8 +73,8 @@ def lease(
     """Take `count` of these devices while the block runs, waiting until as many are free.
 
     Only who has the turn takes devices, and keeps the turn until it has all: so two waiting jobs cannot each hold
-    what the other needs, and a job of many devices is not put off for ever by jobs of few. `waiting` is called
-    once, when it takes longer than a second.
+    what the other needs, and a job of many devices is not put off for ever by jobs of few. GPUs and cores have a turn
+    each, as no job takes both. `waiting` is called once, when it takes longer than a second.
 
     Raises:
         ValueError: when there are fewer devices than asked for.
@@ -82,11 +82,12 @@ def lease(
     if count > len(devices):
         raise ValueError(f"{count} devices were asked for, and there are {len(devices)}")
     place, patience = folder(), time.monotonic() + PATIENCE_SECONDS
+    whose = place / ("turn-cores" if CPU in devices else "turn-gpus")
     with contextlib.ExitStack() as held:
         taken: set[str] = set()
         turn = None
         while len(taken) < count:
-            if turn is None and (turn := _take(place / "turn")) is not None:
+            if turn is None and (turn := _take(whose)) is not None:
                 held.enter_context(turn)
             for device in devices if turn is not None else ():
                 if len(taken) < count and device not in taken and (file := _take(place / f"device-{device}")):

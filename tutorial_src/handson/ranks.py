@@ -50,8 +50,17 @@ class Outcome:
     error: str | None = None
 
 
+def ready(flavour: str) -> None:
+    """Start the process that forks ranks of this flavour (`cpu` or `gpu`) now, where it does not run yet.
+
+    Raises:
+        RunFailed: when it cannot start.
+    """
+    _server(flavour)
+
+
 def _server(flavour: str) -> _Server:
-    """The forkserver of this flavour (`cpu` or `gpu`), started at first use."""
+    """The forkserver of this flavour, started at first use."""
     running = _servers.get(flavour)
     if running is not None and running.process.poll() is None:
         return running
