@@ -153,8 +153,10 @@ def _serve(requests: Sequence[store.Request], workers: int, place: Path, said: s
         os.environ.pop(name, None)
     os.environ |= {"HANDSON_RUNS": "live", "HANDSON_QUIET": "1"}
     os.environ |= {"HANDSON_BUILD": str(place / "build"), "HANDSON_LEASES": str(place / "leases")}
+    # Jobs on GPUs first: those on the cores then run beside them.
+    ordered = sorted(requests, key=lambda request: request.preset != "gpu")
     try:
-        for number, (request, ended) in enumerate(run_each(_start, requests, workers), 1):
+        for number, (request, ended) in enumerate(run_each(_start, ordered, workers), 1):
             if isinstance(ended, BaseException):
                 (place / "failure").write_text(str(ended))
                 sys.exit(1)
