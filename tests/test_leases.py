@@ -145,6 +145,38 @@ def test_no_gpu_is_held_for_the_imports(monkeypatch, tmp_path):
     assert free == [True]
 
 
+@pytest.mark.parametrize(
+    "count, held, cores",
+    [
+        (2, ("1",), [4, 5, 6, 7]),
+        (2, ("0", "1"), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (2, (leases.CPU,), [8, 9, 10, 11]),
+        (2, (), []),  # a job within a job
+        (3, ("1",), []),  # too few for each
+        (0, (leases.CPU,), []),
+    ],
+)
+def test_each_gpu_has_its_own_cores_and_jobs_without_gpus_theirs(monkeypatch, count, held, cores):
+    monkeypatch.setattr("handson.provenance.gpus", lambda: ("H",) * count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
+    assert leases.cores_of(held) == cores
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a share of one core is all of it")
+def test_ranks_compute_on_the_cores_of_their_job_alone(monkeypatch, tmp_path):
+    script = tmp_path / "where.py"
+    script.write_text("import os\nfrom handson import worker\nworker.record('on', cores=[*os.sched_getaffinity(0)])\n")
+    monkeypatch.setattr("handson.provenance.gpus", lambda: ("H",))
+    monkeypatch.setattr(leases, "LEAST_CORES", 1)
+    both = sorted(os.sched_getaffinity(0))
+    shares = [launch(str(script), preset="laptop").value("on", "cores")]
+    monkeypatch.setattr("handson.provenance.gpus", lambda: ())
+    shares.append(launch(str(script), "again", preset="laptop").value("on", "cores"))
+    assert shares[0] == both[len(both) // 2 : len(both) // 2 * 2] and sorted(shares[1]) == both
+
+
 @pytest.mark.ranks
 def test_a_job_within_a_job_shares_its_devices(tmp_path):
     (tmp_path / "inner.py").write_text("print('inside')\n")

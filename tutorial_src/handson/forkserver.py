@@ -189,6 +189,8 @@ def _run(order: dict) -> int:
     sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(order["env"])
+    if cores := order["env"].get("HANDSON_CORES"):  # before any thread starts
+        os.sched_setaffinity(0, map(int, cores.split(",")))
     os.chdir(order["cwd"])
     sys.argv = [order["script"], *order["argv"]]
     # Python tells a stale .pyc by the second and the size of its source; an edit may change neither.

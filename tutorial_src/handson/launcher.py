@@ -164,6 +164,8 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
         # Ranks take the first GPUs by themselves; other ones have to be named.
         if not cpu and mine != devices[:count]:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        if cores := leases.cores_of(mine):
+            env[leases.CORES] = ",".join(map(str, cores))
         began, started = time.monotonic(), time.time()
         failed = True
         try:

@@ -2,7 +2,9 @@
 
 Independent lessons run side by side where there are devices enough; a device serves one job at a time, so what is
 measured on it is not disturbed. On a host without GPUs the cores are one device: two jobs there would slow each
-other down. A lock is the kernel's (flock): it ends with the process that holds it, however that ends.
+other down. On one with GPUs each has a share of the cores, and jobs without GPUs have one: what the host does for a
+GPU (starting kernels, serving requests, updating offloaded weights) is measured too. A lock is the kernel's (flock): it
+ends with the process that holds it, however that ends.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from handson import provenance
 
 CPU = "cpu"
 WITHIN = "HANDSON_WITHIN_JOB"  # set for every rank
+CORES = "HANDSON_CORES"  # those that a rank may compute on, where it may not use all
+LEAST_CORES = 4  # fewer would slow down what a job does alone
 POLL_SECONDS, PATIENCE_SECONDS = 0.05, 1.0
 
 
@@ -111,3 +115,14 @@ def devices_for(ranks: int, device: str) -> tuple[int, tuple[str, ...]]:
     if WITHIN in os.environ:
         return 0, (CPU,) if device == "cpu" else gpus()
     return (ranks, gpus()) if device == "cuda" else (1, (CPU,))
+
+
+def cores_of(devices: Sequence[str]) -> list[int]:
+    """The cores of a job that holds these devices, where each GPU has its own; none where all jobs use all cores."""
+    lanes = (*gpus(), CPU)
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // len(lanes)
+    if len(lanes) == 1 or share < LEAST_CORES:
+        return []
+    shares = {lane: cores[number * share : (number + 1) * share] for number, lane in enumerate(lanes)}
+    return [core for device in devices for core in shares.get(device, ())]
