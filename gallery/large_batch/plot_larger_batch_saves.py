@@ -31,8 +31,8 @@ speed.throughput(runs)
 # %%
 # That was the log of one rank. At the left of the picture twice the images cost hardly more time: a step is mostly
 # fixed cost, starting kernels, updating weights, and between ranks averaging gradients and batch norm's statistics. At
-# the ring the device is **full**: a larger batch saves little more, it only takes memory. Runs on different hardware,
-# or at different sizes, have axes of their own.
+# the ring the device is **full**, unless the cap came first: from there a larger batch saves little more, it only takes
+# memory. Runs on different hardware, or at different sizes, have axes of their own.
 
 speed.full_table(runs)
 
@@ -51,8 +51,9 @@ show.formula_table(speed.sent_rows(runs), caption=CAPTION)
 # -------------------------
 # LARS and LAMB go through the tensors one by one and take two norms of each: many small operations. Upstream's ``Lars``
 # and ``Lamb`` also wait until the host has read each norm; the repaired ``Lars`` leaves it on the device, so on a GPU
-# its two rows differ by the waiting. SGD and AdamW are PyTorch's, which on a GPU update many tensors by one kernel.
-# This too is a cost of each step, not of each image.
+# its two rows differ by the waiting: by little where starting so many operations takes longer than computing them. SGD
+# and AdamW are PyTorch's, which on a GPU update many tensors by one kernel. This too is a cost of each step, not of
+# each image.
 
 speed.update_table({"1 rank": runs["1 rank"]})
 
@@ -77,8 +78,8 @@ speed.target_table(comparison, "batchnorm")
 
 # %%
 # Two things pull in opposite directions. A larger batch takes fewer steps in an epoch, and while the device is not full
-# a step takes no longer; but it takes more epochs, and a step that is too long for a layer may never arrive. Where a
-# method's steps grow as fast as their number shrinks, nothing is saved.
+# a step takes hardly longer; but it takes more epochs, and a step that is too long for a layer may never arrive. Where
+# a method's steps grow as fast as their number shrinks, nothing is saved.
 
 # %%
 # The same training, shared

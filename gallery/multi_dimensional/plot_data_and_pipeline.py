@@ -117,7 +117,8 @@ show.formula_table(rows, caption="Data parallelism: bytes that a rank sends in a
 # %%
 # The global batch stays the same, so more ranks mean less work for each: strong scaling, the harder kind. What is lost
 # need not be communication. Compare four ranks' time without all-reduces above with a quarter of one device's: a
-# smaller share of the batch also makes worse use of a device.
+# smaller share of the batch also makes worse use of a device. Recordings on different numbers of GPUs may come from
+# different hosts with the same kind of GPU; the lines at the head of the page tell them apart by their day.
 
 show.scaling(scaled)
 
@@ -184,7 +185,9 @@ print(*[run.command for run in (pipeline, data, scaled[4], upstream)], sep="\n")
 
 # %%
 
-show.provenance_table({"pipeline": pipeline, "data parallel": scaled[4]})
+show.provenance_table(
+    {"one device": scaled[1], "data on 4": scaled[4], "pipeline on 4": pipeline}
+)
 
 # %%
 # .. handson-downloads:: hybrid_parallel/train.py hybrid_parallel/config.py hybrid_parallel/tracing.py

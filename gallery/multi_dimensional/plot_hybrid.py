@@ -88,7 +88,9 @@ show.parity_table({**four, **eight})
 # %%
 # What the mixtures cost
 # ----------------------
-# Beside one device and plain data parallelism. How much memory a mixture saves, and at what price in time?
+# Beside one device and plain data parallelism. How much memory a mixture saves, and at what price in time? Recordings
+# on different numbers of GPUs may come from different hosts with the same kind of GPU; the lines at the head of the
+# page tell them apart by their day.
 
 ONE = NO_PIPELINE + NO_TENSOR
 pure = {
@@ -103,7 +105,7 @@ show.parallel_comparison({**pure, **four}, baseline="one device")
 
 # %%
 # A data-parallel axis divides what is kept for the backward pass, the other two the parameters as well. On eight ranks
-# nothing is timed here: on a host's CPU they would take turns.
+# nothing is timed here: at the size that a CPU bears, a step would be mostly messages.
 
 # %%
 # What travels on which axis
@@ -196,9 +198,8 @@ print(*[run.command for run in runs.values()], sep="\n")
 
 # %%
 
-show.provenance_table(
-    {"4 ranks": default, "8 ranks": step4, "today": today["pp2 × tp2"]}
-)
+columns = {"one device": pure["one device"], "4 ranks": default, "8 ranks": step4}
+show.provenance_table({**columns, "today": today["pp2 × tp2"]})
 
 # %%
 # .. handson-downloads:: hybrid_parallel/train.py hybrid_parallel/config.py step_by_step/booster.py

@@ -29,7 +29,7 @@ tensor = {
 
 # %%
 # That was the log of 1D. NCCL wants a GPU for each rank, so on a host with four GPUs the
-# eight-rank modes run on its CPU, at a smaller size; beside them, one process of that size.
+# eight-rank modes run on the CPU, at a smaller size; beside them, one process of that size.
 
 ONE = TRAIN + "TENSOR_PARALLEL_SIZE=1"
 EIGHT = TRAIN + "TENSOR_PARALLEL_SIZE=8 TENSOR_PARALLEL_DEPTH=2 TENSOR_PARALLEL_MODE="
@@ -146,7 +146,8 @@ show.communication_bars({**data, **tensor})
 # Memory and time
 # ---------------
 # Each rank's peak during one training step. 1D divides the weights but keeps whole activations on every rank, and they
-# are most of the memory; 2D and 2.5D divide both.
+# are most of the memory; 2D and 2.5D divide both. Recordings on one GPU and on four may come from different hosts with
+# the same kind of GPU; the lines at the head of the page tell them apart by their day.
 
 everything = {**one, **data, **tensor}
 show.memory_bars(everything)
@@ -227,7 +228,9 @@ print(tensor["2D on 4"].command)
 
 # %%
 
-show.provenance_table({"2D on 4": tensor["2D on 4"], "3D on 8": eight["3D on 8"]})
+show.provenance_table(
+    {**one, "2D on 4": tensor["2D on 4"], "3D on 8": eight["3D on 8"]}
+)
 
 # %%
 # .. handson-downloads:: hybrid_parallel/train.py hybrid_parallel/config.py hybrid_parallel/linear.py

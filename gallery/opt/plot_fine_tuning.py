@@ -86,8 +86,9 @@ opt_training.speed_table([one, two, four])
 # %%
 # ZeRO and Gemini do not divide in order to be faster. (The ranks share one batch of fixed size here; whether more of
 # them are faster at all, the rows of ``ddp`` say.) They are worth their price when the model does not fit otherwise, or
-# when the memory they save pays for a larger batch. Strategies with *offload* keep states in the host's memory and
-# update them there; they, and Gemini's placement ``auto``, need a GPU and appear where the runs had one.
+# when the memory they save pays for a larger batch. Strategies with *offload*, and Gemini's placement ``auto``, keep
+# states in the host's memory and update them there, so that what else the host's cores do shows in their times. They
+# need a GPU and appear where the runs had one.
 #
 # The papers, and this page
 # -------------------------

@@ -50,7 +50,8 @@ print(*run.log, sep="\n")
 # much of it taken.
 #
 # Larger, but how much slower? Compare the speeds of one size under two strategies. With offload every weight travels
-# to the GPU and every gradient back, and the CPU updates the states: this is what the memory costs. From
+# to the GPU and every gradient back, and the CPU updates the states: this is what the memory costs. Such a speed is a
+# rough figure, for a long step is timed once, and what else the host's cores do shows in it. From
 # :math:`2^{31}` parameters on, Gemini's chunks are not pinned in the host's memory here, since a pinned block is
 # rounded up to a power of two; where the speed falls by more than the size grows, that may be part of the reason.
 #
@@ -79,7 +80,7 @@ limits.largest_bars(
 
 # %%
 # ZeRO takes more than its formula says here: it gathers gradients in buckets of up to 12 Mi elements, at these sizes
-# all of them.
+# all of them. Gemini takes more, too: its chunks have gaps, and those that a layer needs are gathered whole.
 #
 # And with all the memory of real GPUs, where there are some. The formula chooses the size, since a rank that ran out
 # of memory would leave the others waiting.

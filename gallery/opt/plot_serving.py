@@ -94,8 +94,12 @@ tables.parity_table({"tp 1": run, **cut})
 # --------
 # Each client asks, waits for the answer, and asks again. With 32 clients the server that takes one at a time gets one
 # question from each and no more: its latencies there are those of a queue that empties, and Little's law below leaves
-# it out. More clients than one only fill its gaps between two answers. With batching a step takes little longer for
-# many requests than for one, until the device is busy. A server measured at two loads has two points and no line.
+# it out. More clients than one only fill its gaps between two answers; but a load of one client has few answers in it,
+# and a slow one among them weighs much. With batching a step takes little longer for many requests than for one, until
+# the device is busy. A server measured at two loads has two points and no line.
+#
+# On a GPU the steps of so small a model take as long as the host needs to start them. What else its cores do shows in
+# these figures, so that a step can take longer in one load than in another of more clients.
 
 plots.throughput({"tp 1": run, **cut})
 
@@ -168,7 +172,8 @@ show.answer(
     f"64 ÷ {show.quantity(loads[32]['per_second'], 'answers/s')} = "
     f"{show.quantity(64 / loads[32]['per_second'], 's')}; "
     f"measured: {show.quantity(loads[64]['mean_ms'], 'ms')}.",
-    "A batch holds 32 rows: the other half of the clients wait for a place.",
+    "A batch holds 32 rows: the other half of the clients wait for a place. On average a step had "
+    f"{show.number(loads[32]['mean_batch'])} rows with 32 clients and {show.number(loads[64]['mean_batch'])} with 64.",
 )
 # sphinx_gallery_end_ignore
 

@@ -124,6 +124,9 @@ show.formula_table(
 )
 
 # %%
+# Where recomputing is over its sum: while one layer's attention is computed again, all that it had dropped is there
+# once more, its scores too.
+#
 # What the formula does not hold is not divided either: parameters, gradients and optimizer are whole on every rank.
 
 show.memory_bars(kinds)

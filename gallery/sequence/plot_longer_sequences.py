@@ -100,6 +100,9 @@ speed.speed_table(timed, caption=CAPTION)
 speed.split_table(timed, caption="Where a step's time goes")
 
 # %%
+# Where ring_online is ahead all the same, look at one rank: there it is ahead of plain attention already. Its small
+# blocks of scores suit the caches, and that is not gained by sharing.
+#
 # So take sequence parallelism when a sequence does not fit on one rank, or when there are fewer sequences than ranks;
 # else share out the batch.
 

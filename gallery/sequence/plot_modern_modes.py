@@ -119,6 +119,9 @@ modes.traffic_table(
 )
 
 # %%
+# Counted is every message as large as an activation, or as a rank's piece of one. Where all_to_all is over 1×, a
+# message of the weights' gradients happens to be just as large, and was counted with them.
+#
 # All_to_all sends less the more ranks there are. It must, however, all-reduce the gradients of all weights, as data
 # parallelism does, and that is in the column "sent" further up.
 
@@ -137,12 +140,18 @@ show.memory_bars(modes.ways(llama))
 # The papers, and this page
 # -------------------------
 
+views = modes.ways(llama)
 sent = {row["way"]: row["counted"] for row in llama.rows("traffic", rank=0)}
+sent["all_to_all"] = sum(
+    row["wire_bytes"]
+    for row in views["all_to_all"].value("communication", "rows")
+    if row["collective"] in ("all_to_all", "all_gather")  # the gradients: all_reduce
+)
 more = show.relative(sent["split_gather"], sent["tensor"])
 a2a = show.relative(sent["all_to_all"], sent["split_gather"])
 peak = {
     way: max(row["peak_bytes"] for row in view.rows("memory"))
-    for way, view in modes.ways(llama).items()
+    for way, view in views.items()
 }
 smaller = show.relative(peak["split_gather+flash"], peak["tensor"])
 megatron = ("Korthikanti et al. 2022", "https://arxiv.org/abs/2205.05198")

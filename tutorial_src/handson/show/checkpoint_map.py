@@ -73,7 +73,8 @@ def _row(ax: Axes, y: int, row: dict[str, Any], stages: int) -> str:
     ax.annotate(
         time, (1, y), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=10
     )
-    return f"{budget}: {sum(map(bool, row['again']))} stages, {time} the time"
+    again = sum(map(bool, row["again"]))
+    return f"{budget}: {again} stage{'s' * (again != 1)}, {time} the time"
 
 
 def _groups(ax: Axes, names: list[str]) -> None:

@@ -139,9 +139,10 @@ def largest_table(run: Any, *, caption: str) -> Table:
             cells.append(
                 lines(size or "none", soft(speed), *[soft(f"{row['size']}: {row['verdict']}") for row in under])
             )
-            reasons |= {f"{name}, {row['size']}": row["reason"] for row in under if row["verdict"] == "not tried"}
+            why_not = (row for row in under if row["verdict"] == "not tried")
+            reasons |= {(f"{name}, {row['size']}", row["reason"]): None for row in why_not}
         body.append(cells)
-    notes = [f"Not tried, {what}: it takes {why}." for what, why in reasons.items()]
+    notes = [f"Not tried, {what}: it takes {why}." for what, why in reasons]
     return Table(["strategy", *found], body, caption, notes)
 
 

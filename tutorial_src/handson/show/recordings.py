@@ -91,7 +91,10 @@ def link_table(runs: Iterable[Run]) -> Table | None:
             for axis, size in enumerate(row["mesh"]):
                 if size > 1:
                     speed, latency = quantity(row["bytes_per_second"][axis], "B"), row["latency_s"][axis]
-                    what = f"mesh axis of {size}, latency {quantity(latency, 's')}"
+                    latency = soft(
+                        f"latency {quantity(latency, 's')}, before training on {row['images']} images a rank"
+                    )
+                    what = lines(f"mesh axis of {size}", latency)
                     body.append([hardware(run), run.ranks, what, "fitted", f"{speed}/s"])
     if not body:
         return None

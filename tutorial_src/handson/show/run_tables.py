@@ -181,7 +181,7 @@ def parity_table(runs: Runs, *, tolerance: float = 1e-5, caption: str = "") -> T
     return Table(columns, body, caption or "Each mode trains the same model", notes)
 
 
-PROVENANCE = ("hardware", "links", "driver", "cuda", "backend", "cpu", "python", "torch", "colossalai")
+PROVENANCE = ("hardware", "links", "driver", "cuda", "backend", "cpu", "cores", "python", "torch", "colossalai")
 PROVENANCE += ("titans", "transformers", "date", "commit", "command")
 
 

@@ -127,7 +127,7 @@ def split_table(runs: Iterable[Any], *, ranks: int = 2, caption: str) -> Table:
         f"Computing: this way's operations on a rank, at the {quantity(rate * 1000)} operations per second of one rank "
         f"with plain attention. Sending: the bytes of a step at {quantity(link['ring'], 'B')}/s to the neighbour and "
         f"{quantity(link['all_reduce'], 'B')}/s in an all-reduce, as measured with messages of "
-        f"{quantity(link['message_bytes'], 'B')}. The rest: smaller matrices, starting kernels and messages, waiting; "
-        "it is below nought where sending hid behind computing, or smaller pieces suit the caches."
+        f"{quantity(link['message_bytes'], 'B')}. The rest: smaller matrices, slower kernels, starting kernels and "
+        "messages, waiting; it is below nought where sending hid behind computing, or smaller pieces suit the caches."
     ]
     return Table(columns, body, f"{caption}: {ranks} ranks, {length:,} tokens, {title}", notes)
