@@ -137,7 +137,9 @@ class Table:
 def _class(part: Cell, right: bool) -> str:
     if right:
         return " class=number"
-    return " class=prose" if len(part.text) > _LONG and part.html == escape(part.text) else ""
+    if len(part.text) <= _LONG:
+        return ""
+    return {escape(part.text): " class=prose", code(part.text).html: " class=command"}.get(part.html, "")
 
 
 def _style() -> str:
