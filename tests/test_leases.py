@@ -167,6 +167,7 @@ def test_each_gpu_has_its_own_cores_and_jobs_without_gpus_theirs(monkeypatch, co
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a share of one core is all of it")
 def test_ranks_compute_on_the_cores_of_their_job_alone(monkeypatch, tmp_path):
     script = tmp_path / "where.py"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # empty where all of these tests are to see no GPU
     script.write_text("import os\nfrom handson import worker\nworker.record('on', cores=[*os.sched_getaffinity(0)])\n")
     monkeypatch.setattr("handson.provenance.gpus", lambda: ("H",))
     monkeypatch.setattr(leases, "LEAST_CORES", 1)

@@ -54,7 +54,7 @@ def record(site):
 
 
 def test_lessons_run_side_by_side_and_a_shared_run_is_made_once(site):
-    code, said, _ = site.build(PAUSE="2")
+    code, said, _ = site.build(PAUSE="8")  # longer than one process may be ahead of the next
     assert code == 0, said
     assert "4 lessons, 4 at once" in said and "lesson 4 of 4" in said
     build = record(site)
@@ -91,11 +91,11 @@ def test_a_lesson_that_fails_fails_the_build_and_the_others_are_made(site):
 
 
 def test_a_worker_that_is_killed_ends_the_others_and_the_gallery_makes_the_rest(site):
-    process = site.start(PAUSE="5")
+    process = site.start(PAUSE="10")
     site.wait_for_ranks(2)
     (victim, *_) = [pid for pid in site.alive() if b"spawn_main" in command(pid)]
     os.kill(victim, signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == 0 and "terminated abruptly" in said
     assert not site.processes()
     page = (site.root / "build" / "html" / "lessons" / "two" / "plot_c.html").read_text()
@@ -109,7 +109,8 @@ def command(pid):
 
 
 def test_ctrl_c_ends_every_lesson_and_the_next_build_is_right(site):
-    code, said, seconds = site.interrupted()
+    # One may be all that runs: while a job that needs both devices waits for the second, nobody else gets the first.
+    code, said, seconds = site.interrupted(ranks=1)
     assert code == 130 and seconds < 20, said
     assert "The build was interrupted after" in said and not site.processes()
     assert site.build()[0] == 0
@@ -117,7 +118,7 @@ def test_ctrl_c_ends_every_lesson_and_the_next_build_is_right(site):
 
 def test_recording_all_keeps_the_runs_and_the_record_of_the_jobs(site):
     command = [sys.executable, "-m", "handson", "record", "all"]
-    done = subprocess.run(command, cwd=site.root, env=site.environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=site.root, env=site.environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "lesson 4 of 4" in done.stderr and not site.processes()
     recordings = [store.load(path)[0] for path in (site.root / "docs" / "recordings").rglob("*.json")]
