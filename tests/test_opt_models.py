@@ -90,17 +90,20 @@ def test_a_hub_name_gives_real_weights_from_the_cache(opt_module, saved, tmp_pat
 def test_a_hub_that_does_not_answer_is_given_up_in_bounded_time(opt_module, monkeypatch):
     from huggingface_hub import constants
 
+    models, hub = opt_module("models"), opt_module("hub")  # before the clock starts: transformers takes seconds
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    hub = opt_module("hub")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read once, when the library was imported
     monkeypatch.setattr(hub, "LIMIT_SECONDS", 1.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
-        folder, why = opt_module("models").find("facebook/opt-125m")
-    assert time.monotonic() - began < 5 and folder is None
-    assert "did not answer within 1 s" in why or "cannot be reached" in why
+        folder, why = models.find("facebook/opt-125m")
+        took = time.monotonic() - began
+    assert 0.9 < took < 5 and folder is None
+    # the library's own limit or ours, whichever is first
+    assert "did not answer within 1 s" in why or ("cannot be reached (" in why and "Timeout" in why)
 
 
 def test_a_model_that_cannot_be_had_is_refused_in_one_sentence(opt_module, saved, tmp_path, capsys):
