@@ -81,10 +81,10 @@ class Site:
         assert not self.processes(), "the build left processes behind"
         return process.returncode, said, time.monotonic() - began
 
-    def interrupted(self, ranks: int = 2) -> tuple[int, str, float]:
-        """Build, and press Ctrl-C when so many ranks run; the exit code, what was said, the seconds from then on."""
+    def interrupted(self) -> tuple[int, str, float]:
+        """Build, and press Ctrl-C when two ranks run; the exit code, what was said, and the seconds from then on."""
         process = self.start(PAUSE="60")
-        self.wait_for_ranks(ranks)
+        self.wait_for_ranks(2)
         began = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         said, _ = process.communicate(timeout=60)
@@ -115,9 +115,9 @@ class Site:
     def wait_for_ranks(self, count: int) -> None:
         """Return as soon as so many ranks run, at the latest after three minutes (each process imports torch)."""
         limit = time.monotonic() + 180
-        while len(self.ranks()) < count and time.monotonic() < limit:
+        while len(self.ranks()) != count and time.monotonic() < limit:
             time.sleep(0.1)
-        assert len(self.ranks()) >= count
+        assert len(self.ranks()) == count
 
     def pretend_gpus(self, count: int) -> None:
         """From here on the host seems to have so many GPUs: nvidia-smi is stood in for; the jobs use none."""

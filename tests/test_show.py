@@ -363,6 +363,15 @@ def test_the_comparison_gives_no_ratio_between_presets_on_one_host():
     assert show.parallel_comparison(runs, baseline="single").rows[1][4] == "—"
 
 
+def test_the_comparison_names_runs_of_another_host_with_the_same_gpus():
+    here, there = H200 | {"cores": 32}, H200 | {"cores": 64}
+    runs = {name: fake(name, provenance=where, preset="gpu") for name, where in (("single", here), ("dp2", there))}
+    table = show.parallel_comparison(runs, baseline="single")
+    assert table.rows[1][4] != "—" and "dp2 ran on another host than single" in str(table)
+    runs["dp2"] = fake("dp2", provenance=here, preset="gpu")
+    assert "another host" not in str(show.parallel_comparison(runs, baseline="single"))
+
+
 def test_the_comparison_shows_the_fullest_rank():
     run = fake("1d4")
     row = show.parallel_comparison({"1d4": run}, baseline="1d4").rows[0]

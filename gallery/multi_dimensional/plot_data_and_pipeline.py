@@ -117,8 +117,7 @@ show.formula_table(rows, caption="Data parallelism: bytes that a rank sends in a
 # %%
 # The global batch stays the same, so more ranks mean less work for each: strong scaling, the harder kind. What is lost
 # need not be communication. Compare four ranks' time without all-reduces above with a quarter of one device's: a
-# smaller share of the batch also makes worse use of a device. Recordings on different numbers of GPUs may come from
-# different hosts with the same kind of GPU; the lines at the head of the page tell them apart by their day.
+# smaller share of the batch also makes worse use of a device.
 
 show.scaling(scaled)
 

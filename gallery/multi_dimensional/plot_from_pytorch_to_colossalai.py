@@ -138,9 +138,7 @@ show.loss_curves({name: run for name, run in compared.items() if name != "1 plai
 # What a rank holds
 # -----------------
 # Data parallelism divides what is saved for the backward pass and leaves the model whole on every rank; the hybrid
-# divides both. Its first stage holds more: it starts a second micro-batch before the first has come back. Recordings
-# on one GPU and on four may come from different hosts with the same kind of GPU; the lines at the head of the page tell
-# them apart by their day.
+# divides both. Its first stage holds more: it starts a second micro-batch before the first has come back.
 
 show.memory_bars(runs)
 

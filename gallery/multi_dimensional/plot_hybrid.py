@@ -88,9 +88,7 @@ show.parity_table({**four, **eight})
 # %%
 # What the mixtures cost
 # ----------------------
-# Beside one device and plain data parallelism. How much memory a mixture saves, and at what price in time? Recordings
-# on different numbers of GPUs may come from different hosts with the same kind of GPU; the lines at the head of the
-# page tell them apart by their day.
+# Beside one device and plain data parallelism. How much memory a mixture saves, and at what price in time?
 
 ONE = NO_PIPELINE + NO_TENSOR
 pure = {

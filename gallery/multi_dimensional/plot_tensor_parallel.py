@@ -146,8 +146,7 @@ show.communication_bars({**data, **tensor})
 # Memory and time
 # ---------------
 # Each rank's peak during one training step. 1D divides the weights but keeps whole activations on every rank, and they
-# are most of the memory; 2D and 2.5D divide both. Recordings on one GPU and on four may come from different hosts with
-# the same kind of GPU; the lines at the head of the page tell them apart by their day.
+# are most of the memory; 2D and 2.5D divide both.
 
 everything = {**one, **data, **tensor}
 show.memory_bars(everything)

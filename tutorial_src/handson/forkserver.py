@@ -24,6 +24,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from handson import leases
+
 # Everything a lesson's ranks may need.
 PRELOAD = (
     "torch",
@@ -189,7 +191,7 @@ def _run(order: dict) -> int:
     sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(order["env"])
-    if cores := order["env"].get("HANDSON_CORES"):  # before any thread starts
+    if cores := order["env"].get(leases.CORES):  # before any thread starts
         os.sched_setaffinity(0, map(int, cores.split(",")))
     os.chdir(order["cwd"])
     sys.argv = [order["script"], *order["argv"]]

@@ -77,10 +77,8 @@ def by_script(bench: Bench) -> Table:
         taken = (style.quantity(slow, "s"), style.quantity(fast, "s"), style.relative(slow, fast))
         rows.append([lines(code(script), *[soft(f"{preset} preset")] * mixed), len(own), ranks, *taken])
     columns = ["script", "jobs", "ranks", "colossalai run", "the kit", "ratio"]
-    side = (
-        "" if bench.workers == 1 else "Sums over jobs: what the kit gained by running several at once is not in them."
-    )
-    return Table(columns, rows, f"By script, on {_where(bench)}", [side] if side else [])
+    sums = "Sums over jobs: what the kit gained by running several at once is not in them."
+    return Table(columns, rows, f"By script, on {_where(bench)}", [sums] if bench.workers > 1 else [])
 
 
 def chart(bench: Bench) -> picture.Picture:

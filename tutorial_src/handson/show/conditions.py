@@ -37,6 +37,11 @@ def hardware(run: RunLike) -> str:
     return f"CPU, {facts.get('cores')} cores"
 
 
+def machine(run: RunLike) -> tuple[str, int]:
+    """Return what tells one host from another: its processor and how many cores it has."""
+    return run.provenance.get("cpu", ""), run.provenance.get("cores", 0)
+
+
 def crowded(run: RunLike) -> bool:
     """Whether the ranks took turns on fewer CPU cores, so that their times say nothing about speed."""
     facts = run.provenance

@@ -6,17 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from handson.run import Run
-from handson.show.conditions import hardware
+from handson.show.conditions import hardware, machine
 from handson.show.style import listed, quantity
 from handson.show.tables import Cell, Table, code, lines, soft
 
 VERSIONS = {"python": "Python", "torch": "PyTorch", "colossalai": "Colossal-AI"}
 VERSIONS |= {"transformers": "transformers", "titans": "titans", "driver": "NVIDIA driver", "cuda": "CUDA"}
-
-
-def machine(run: Run) -> tuple[str, int]:
-    """Return what tells one host from another: its processor and how many cores it has."""
-    return run.provenance["cpu"], run.provenance["cores"]
 
 
 def machines(runs: Iterable[Run]) -> list[list[Run]]:

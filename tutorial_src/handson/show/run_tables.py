@@ -16,6 +16,7 @@ from handson.show.conditions import (
     hardware,
     largest,
     last,
+    machine,
     per_rank,
 )
 from handson.show.diagram import block_diagram, rank_keys
@@ -73,12 +74,14 @@ def parallel_comparison(runs: Runs, *, baseline: str, caption: str = "") -> Tabl
     base_time = last(base, "step_time", "median_ms")
     columns = ["run", "ranks", "hardware", "step time", f"time ÷\u00a0{baseline}", "throughput"]
     columns += ["peak memory", "parameters", "activations", "loss difference"]
-    body, other, turns = [], [], []
+    body, other, elsewhere, turns = [], [], [], []
     for label, run in runs.items():
         time = last(run, "step_time", "median_ms")
         comparable = conditions(run) == conditions(base)
         if not comparable:
             other.append(label)
+        elif machine(run) != machine(base):
+            elsewhere.append(label)
         if crowded(run):
             turns.append(label)
         body.append(
@@ -104,6 +107,11 @@ def parallel_comparison(runs: Runs, *, baseline: str, caption: str = "") -> Tabl
         notes.append(
             f"— in the column time ÷ {baseline}: {', '.join(other)} ran on other hardware or at another size than "
             f"{baseline}, so a ratio would mean nothing."
+        )
+    if elsewhere:
+        notes.append(
+            f"{', '.join(elsewhere)} ran on another host than {baseline}, with the same kind of device; what its "
+            "own processor does is in the ratio, too."
         )
     if turns:
         notes.append(
