@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ SITE = ROOT / "build" / "html"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own, which reads the groups
 def pytest_collection_modifyitems(items):
     """Which tests share a worker where several run at once (pytest -n): those of a file, and all of the built site.
 
@@ -168,6 +170,43 @@ def visit(site, browser):
     yield open_page
     for context in contexts:
         context.close()
+
+
+@dataclass
+class Seen:
+    """What loading a page, with every picture of it, made the browser do; and how wide it is on a phone."""
+
+    asked: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    bytes: float = 0.0
+    links: list[str] = field(default_factory=list)
+    wider_than_a_phone: bool = False
+
+
+@pytest.fixture(scope="session")
+def tour(site, browser):
+    """Every page, visited once with an empty cache: what was `Seen` there."""
+    page = browser.new_context(viewport=DESKTOP).new_page()
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    network.send("Network.setCacheDisabled", {"cacheDisabled": True})
+    found, now = {}, Seen()
+    network.on("Network.loadingFinished", lambda event: setattr(now, "bytes", now.bytes + event["encodedDataLength"]))
+    page.on("request", lambda request: now.asked.append(request.url))
+    page.on("pageerror", lambda error: now.errors.append(str(error)))
+    page.on("response", lambda answer: answer.ok or now.errors.append(f"{answer.status} {answer.url}"))
+    for path in pages():
+        now = found[path] = Seen()
+        page.set_viewport_size(DESKTOP)
+        page.goto(site + path)
+        # Pictures come when they are near: look at all of them.
+        page.evaluate("for (const image of document.images) image.offsetParent && (image.loading = 'eager')")
+        page.wait_for_load_state("networkidle")
+        now.links = page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
+        page.set_viewport_size(PHONE)
+        now.wider_than_a_phone = page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+    page.context.close()
+    return found
 
 
 def pages():
