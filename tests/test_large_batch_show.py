@@ -122,7 +122,7 @@ def test_the_bound_of_lars_stands_beside_its_longest_step():
 def test_a_target_that_is_not_reached_is_said_and_not_drawn():
     text = str(speed.target_table(comparison(), "plain"))
     sgd = next(line for line in text.splitlines() if line.startswith("SGD"))
-    assert "16.0 ms; 8 steps of 2.00 ms" in sgd and "not reached; 4 steps of 2.00 ms" in sgd
+    assert "16.0 ms; 8 × 2.00 ms" in sgd and "not reached; 4 × 2.00 ms" in sgd
     panel = speed.time_to_target(comparison()).axes[0]
     assert list(panel.lines[0].get_xdata()) == [64, 256]
 

@@ -202,8 +202,8 @@ def target_table(run: RunLike, network: str) -> Table:
         body.append([NAMES[method], *[_reached(row, images) for row in rows.values()]])
     target = number(100 * run.rows("rule")[0]["target"])
     notes = [
-        "One seed, each method at its best learning rate. The time is the number of steps × the median step: "
-        "evaluation is not counted. Not reached: in no epoch."
+        "One seed, each method at its best learning rate. The time, and below it what it is made of: the number of "
+        "steps × the median step. Evaluation is not counted. Not reached: in no epoch."
     ]
     caption = f"Time to {target} % validation accuracy, {NETWORKS[network]}"
     return Table(["method", *[f"batch {batch}" for batch in cells(run, network)["sgd"]]], body, caption, notes)
@@ -212,9 +212,9 @@ def target_table(run: RunLike, network: str) -> Table:
 def _reached(row: Row, images: int) -> object:
     step = quantity(row["step_ms"], "ms")
     if not row["epochs_to_target"]:
-        return lines("not reached", soft(f"{row['steps']} steps of {step}"))
+        return lines("not reached", soft(f"{row['steps']} × {step}"))
     steps = row["epochs_to_target"] * images // row["batch"]
-    return lines(quantity(row["seconds_to_target"], "s"), soft(f"{steps} steps of {step}"))
+    return lines(quantity(row["seconds_to_target"], "s"), soft(f"{steps} × {step}"))
 
 
 def claims(runs: Runs, comparison: RunLike) -> list[dict[str, Any]]:

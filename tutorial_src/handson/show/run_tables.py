@@ -10,6 +10,7 @@ from handson.show import sharding
 from handson.show.conditions import (
     RunLike,
     Runs,
+    by_conditions,
     communication,
     conditions,
     crowded,
@@ -72,7 +73,8 @@ def parallel_comparison(runs: Runs, *, baseline: str, caption: str = "") -> Tabl
     """Each way of running the same step, beside the baseline: time, throughput, memory, parity."""
     base = runs[baseline]
     base_time = last(base, "step_time", "median_ms")
-    columns = ["run", "ranks", "hardware", "step time", f"time ÷\u00a0{baseline}", "throughput"]
+    places = by_conditions(runs)
+    columns = ["run", "ranks", *["hardware"] * (len(places) > 1), "step time", f"time ÷\u00a0{baseline}", "images/s"]
     columns += ["peak memory", "parameters", "activations", "loss difference"]
     body, other, elsewhere, turns = [], [], [], []
     for label, run in runs.items():
@@ -88,17 +90,18 @@ def parallel_comparison(runs: Runs, *, baseline: str, caption: str = "") -> Tabl
             [
                 label,
                 run.ranks,
-                hardware(run),
+                *[hardware(run)] * (len(places) > 1),
                 quantity(time, "ms"),
                 relative(time, base_time) if comparable else "—",
-                quantity(last(run, "step_time", "images_per_second"), "images/s"),
+                quantity(last(run, "step_time", "images_per_second")),
                 quantity(largest(run, "memory", "peak_bytes"), "B"),
                 quantity(largest(run, "parameters_total", "count")),
                 quantity(largest(run, "memory", "activation_bytes"), "B"),
                 number(last(run, "parity", "max_loss_difference")),
             ]
         )
-    notes = [
+    notes = [f"Every run: {places[0][0]}."] if len(places) == 1 else []
+    notes += [
         "Step time is the median over the timed steps. Memory, parameters and activations (what is saved for the "
         "backward pass) are those of the fullest rank. Loss difference: the largest against one process, same "
         "weights, same batches."
@@ -195,13 +198,18 @@ PROVENANCE += ("titans", "transformers", "date", "commit", "command")
 
 def provenance_table(runs: RunLike | Runs, *, caption: str = "Where these numbers come from") -> Table:
     """Hardware, versions, date and command of a run, or of several side by side."""
+
+    def chip(words: str) -> str:
+        return words.split(" (")[0]  # the rows cpu and cores follow
+
     named = runs if isinstance(runs, Mapping) else {"value": runs}
+    written = {"hardware": chip, "command": code, "date": lambda date: date[:16].replace("T", " ") + " UTC"}
     body: list[Sequence[Any]] = [["obtained", *[run.way for run in named.values()]]]
     body.append(["preset", *[run.preset for run in named.values()]])
     for field in PROVENANCE:
         values = [run.provenance.get(field) for run in named.values()]
         if any(values):
-            shown = {"command": code, "date": lambda date: date[:16].replace("T", " ") + " UTC"}.get(field, str)
+            shown = written.get(field, str)
             body.append([field, *[shown(value) if value else "—" for value in values]])
     return Table(["property", *named], body, caption)
 

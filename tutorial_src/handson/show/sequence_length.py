@@ -183,9 +183,9 @@ def activations_table(runs: Iterable[Any], *, caption: str) -> Table:
 
 
 FORMULAS = {
-    "ring": "L (16 BSh + n BS²)/P",
-    "ring_recompute": "L 12 BSh/P + (4 BSh + n BS²)/P",
-    "ring_online": "L (16 BSh + n BS)/P",
+    "ring": "L (16\u00a0BSh + n\u00a0BS²)/P",
+    "ring_recompute": "L 12\u00a0BSh/P + (4\u00a0BSh\u00a0+\u00a0n\u00a0BS²)/P",
+    "ring_online": "L (16\u00a0BSh + n\u00a0BS)/P",
 }
 
 

@@ -16,7 +16,8 @@ from handson.show.style import number
 
 # A cell that reads as one number with a unit is set to the right, so that magnitudes can be compared by eye.
 _NUMERIC = re.compile(r"[-−<≤~]?\s?[\d.,]+( × 10[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)?( ?(?!×\s)[^\d\s]{1,4})?( [a-z/]+)?|—|not a number|∞")
-_LONG = 34  # characters from which a cell's text may wrap
+# Characters from which a cell's text may wrap: where there is no room otherwise, and in any case.
+_PHRASE, _LONG = 18, 34
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Table:
             tds = "".join(
                 f"<td{_class(part, right)}>{part.html}</td>" for part, right in zip(others, numeric[1:], strict=True)
             )
-            body.append(f'<tr><th scope="row">{first.html}</th>{tds}</tr>')
+            body.append(f'<tr><th scope="row"{_class(first, False)}>{first.html}</th>{tds}</tr>')
         notes = "".join(f"<p>{cell(note).html}</p>" for note in self.notes)
         return (
             f'{_style()}<div class="handson-table">'
@@ -137,9 +138,12 @@ class Table:
 def _class(part: Cell, right: bool) -> str:
     if right:
         return " class=number"
-    if len(part.text) <= _LONG:
+    if len(part.text) <= _PHRASE:
         return ""
-    return {escape(part.text): " class=prose", code(part.text).html: " class=command"}.get(part.html, "")
+    long = len(part.text) > _LONG
+    plain, source = "prose" if long else "phrase", "command" if long else ""
+    found = {escape(part.text): plain, code(part.text).html: source}.get(part.html, "")
+    return f" class={found}" if found else ""
 
 
 def _style() -> str:
