@@ -53,18 +53,22 @@ def own_stores(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def topics_apart():
+    """Each test imports its topic's modules afresh: other topics have some of the same names."""
+    kit = ROOT / "tutorial_src" / "handson"
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__dict__", {}).get("__file__") or ""
+        if file.startswith(str(kit.parent)) and not file.startswith(str(kit)):
+            del sys.modules[name]
+
+
 @pytest.fixture
-def opt_module(monkeypatch):
-    """Imports a module of OPT's folder afresh, by name: other topics have modules of the same names. Asks no hub."""
-    folder = ROOT / "tutorial_src" / "opt"
-    monkeypatch.syspath_prepend(str(folder))
+def opt_module(monkeypatch, topics_apart):
+    """Imports a module of OPT's folder by name. Asks no hub."""
+    monkeypatch.syspath_prepend(str(ROOT / "tutorial_src" / "opt"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    names = [path.stem for path in folder.glob("*.py")]
-    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    yield __import__
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
+    return __import__
 
 
 def gone(pid: int, within: float = 5.0) -> bool:

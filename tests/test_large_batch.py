@@ -152,8 +152,6 @@ def test_colossalai_run_starts_it_as_the_tutorial_says():
 def test_what_cannot_work_is_refused_in_one_sentence(arguments, sentence, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", "config.py", *arguments.split()])
-    for name in ("settings", "train"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     import train
 
     with pytest.raises(SystemExit) as stop:

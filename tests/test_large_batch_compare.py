@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from functools import cache
 from itertools import pairwise
 
@@ -18,16 +17,11 @@ METHODS = ("sgd", "lars-upstream", "lars", "lamb", "adamw")
 
 @pytest.fixture
 def topic(monkeypatch):
-    """The topic's modules, which other topics' modules of the same name must not replace."""
+    """The topic's modules."""
     monkeypatch.setenv("HANDSON_PRESET", "laptop")
     monkeypatch.syspath_prepend(str(FOLDER))
     names = ("settings", "digits", "networks", "replicas", "methods", "schedule")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    found = {name: __import__(name) for name in names}
-    yield found
-    for name in names:
-        del sys.modules[name]
+    return {name: __import__(name) for name in names}
 
 
 @pytest.fixture
