@@ -22,7 +22,7 @@ SITE = ROOT / "build" / "html"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own, which reads the groups
+@pytest.hookimpl(tryfirst=True)  # else pytest-xdist has looked for groups before they are there
 def pytest_collection_modifyitems(items):
     """Which tests share a worker where several run at once (pytest -n): those of a file, and all of the built site.
 
@@ -64,7 +64,7 @@ def topics_apart():
 
 
 @pytest.fixture
-def opt_module(monkeypatch, topics_apart):
+def opt_module(monkeypatch):
     """Imports a module of OPT's folder by name. Asks no hub."""
     monkeypatch.syspath_prepend(str(ROOT / "tutorial_src" / "opt"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

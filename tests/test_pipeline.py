@@ -293,4 +293,7 @@ def test_scaling_leaves_out_what_was_measured_elsewhere():
         "Throughput of the same global batch: "
         "1 rank 100 images/s, 100 % of ideal; 2 ranks 180 images/s, 90.0 % of ideal."
     )
-    assert picture.axes[0].get_title(loc="left") == "left out, measured on other hardware: 4 ranks"
+    assert picture.axes[0].get_title(loc="left").splitlines() == [
+        "NVIDIA H200, gpu preset",
+        "left out, measured on other hardware: 4 ranks",
+    ]

@@ -379,6 +379,8 @@ def test_the_comparison_names_runs_of_another_host_with_the_same_gpus():
     runs = {name: fake(name, provenance=where, preset="gpu") for name, where in (("single", here), ("dp2", there))}
     table = show.parallel_comparison(runs, baseline="single")
     assert compared(table, 1, "time ÷\u00a0single") != "—" and "dp2 ran on another host than single" in str(table)
+    assert table.notes[0] == "Every run: NVIDIA H200, gpu preset, runs of 2 hosts."
+    assert show.step_time_bars(runs).axes[0].get_title(loc="left") == "NVIDIA H200, gpu preset, runs of 2 hosts"
     runs["dp2"] = fake("dp2", provenance=here, preset="gpu")
     assert "another host" not in str(show.parallel_comparison(runs, baseline="single"))
 

@@ -95,7 +95,7 @@ def test_a_worker_that_is_killed_ends_the_others_and_the_gallery_makes_the_rest(
     site.wait_for_ranks(2)
     (victim, *_) = [pid for pid in site.alive() if b"spawn_main" in command(pid)]
     os.kill(victim, signal.SIGKILL)
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "terminated abruptly" in said
     assert not site.processes()
     page = (site.root / "build" / "html" / "lessons" / "two" / "plot_c.html").read_text()
@@ -119,7 +119,7 @@ def test_ctrl_c_ends_every_lesson_and_the_next_build_is_right(site):
 
 def test_recording_all_keeps_the_runs_and_the_record_of_the_jobs(site):
     command = [sys.executable, "-m", "handson", "record", "all"]
-    done = subprocess.run(command, cwd=site.root, env=site.environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=site.root, env=site.environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "lesson 4 of 4" in done.stderr and not site.processes()
     recordings = [store.load(path)[0] for path in (site.root / "docs" / "recordings").rglob("*.json")]

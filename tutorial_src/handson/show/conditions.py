@@ -57,7 +57,8 @@ def by_conditions(runs: Runs) -> list[tuple[str, dict[str, RunLike]]]:
     for (preset, device, chip), group in groups.items():
         first = next(iter(group.values()))
         place = chip if device == "cuda" else hardware(first)
-        named.append((f"{place}, {preset} preset", group))
+        hosts = len({machine(run) for run in group.values()})
+        named.append((f"{place}, {preset} preset" + f", runs of {hosts} hosts" * (hosts > 1), group))
     return named
 
 

@@ -73,8 +73,8 @@ def parallel_comparison(runs: Runs, *, baseline: str, caption: str = "") -> Tabl
     """Each way of running the same step, beside the baseline: time, throughput, memory, parity."""
     base = runs[baseline]
     base_time = last(base, "step_time", "median_ms")
-    places = by_conditions(runs)
-    columns = ["run", "ranks", *["hardware"] * (len(places) > 1), "step time", f"time ÷\u00a0{baseline}", "images/s"]
+    (place, _), *others = by_conditions(runs)
+    columns = ["run", "ranks", *["hardware"] * bool(others), "step time", f"time ÷\u00a0{baseline}", "images/s"]
     columns += ["peak memory", "parameters", "activations", "loss difference"]
     body, other, elsewhere, turns = [], [], [], []
     for label, run in runs.items():
@@ -90,7 +90,7 @@ def parallel_comparison(runs: Runs, *, baseline: str, caption: str = "") -> Tabl
             [
                 label,
                 run.ranks,
-                *[hardware(run)] * (len(places) > 1),
+                *[hardware(run)] * bool(others),
                 quantity(time, "ms"),
                 relative(time, base_time) if comparable else "—",
                 quantity(last(run, "step_time", "images_per_second")),
@@ -100,7 +100,7 @@ def parallel_comparison(runs: Runs, *, baseline: str, caption: str = "") -> Tabl
                 number(last(run, "parity", "max_loss_difference")),
             ]
         )
-    notes = [f"Every run: {places[0][0]}."] if len(places) == 1 else []
+    notes = [] if others else [f"Every run: {place}."]
     notes += [
         "Step time is the median over the timed steps. Memory, parameters and activations (what is saved for the "
         "backward pass) are those of the fullest rank. Loss difference: the largest against one process, same "

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from handson.show import picture, style
-from handson.show.conditions import RunLike, conditions, crowded, hardware, last
+from handson.show.conditions import RunLike, by_conditions, conditions, crowded, hardware, last
 
 ORDERS = {"1f1b": "1F1B", "gpipe": "GPipe", "data": "data parallel"}
 # Phases are told apart by shade and hatching: a hue is a rank.
@@ -176,7 +176,9 @@ def scaling(runs: dict[int, RunLike]) -> picture.Picture:
     left_out = [ranks for ranks, run in runs.items() if conditions(run) != conditions(runs[1])]
     runs = {ranks: run for ranks, run in sorted(runs.items()) if ranks not in left_out}
     speeds = {ranks: last(run, "step_time", "images_per_second") for ranks, run in runs.items()}
-    one, words = speeds[1], []
+    one, words, ((title, _),) = speeds[1], [], by_conditions({str(ranks): run for ranks, run in runs.items()})
+    if left_out:
+        title += f"\nleft out, measured on other hardware: {style.listed([str(n) for n in left_out])} ranks"
     with style.context():
         drawn, axes = picture.new(height=3.0)
         ax = axes[0, 0]
@@ -189,8 +191,7 @@ def scaling(runs: dict[int, RunLike]) -> picture.Picture:
             ax.annotate(f"{value}\n{share} of ideal" if ranks > 1 else value, (ranks, speed), **aside)
             words.append(f"{ranks} rank{'s' * (ranks > 1)} {value}, {share} of ideal")
         ax.set(xlim=(0.85, 1.25 * ends[1]), ylim=(0, 1.08 * max(one * ends[1], *speeds.values())))
-        if left_out:
-            ax.set_title(f"left out, measured on other hardware: {style.listed([str(n) for n in left_out])} ranks")
+        ax.set_title(title)
         ax.set_xticks(list(speeds))
         slow = any(crowded(run) for run in runs.values())
         ax.set_xlabel("data-parallel ranks" + ("; ranks take turns on the cores" if slow else ""))

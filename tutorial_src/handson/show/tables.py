@@ -16,7 +16,7 @@ from handson.show.style import number
 
 # A cell that reads as one number with a unit is set to the right, so that magnitudes can be compared by eye.
 _NUMERIC = re.compile(r"[-−<≤~]?\s?[\d.,]+( × 10[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)?( ?(?!×\s)[^\d\s]{1,4})?( [a-z/]+)?|—|not a number|∞")
-# Characters from which a cell's text may wrap: where there is no room otherwise, and in any case.
+# A cell with more characters may wrap where there is no room: a phrase into short lines, a sentence into longer ones.
 _PHRASE, _LONG = 18, 34
 
 
