@@ -114,6 +114,8 @@ def test_a_sweep_and_several_meshes_and_budgets_are_told_apart_by_their_labels(m
         ("mlp --hardware tpu", "--hardware tpu is unknown: use h200, h100, a100"),
         ("mlp --loader some", "--loader some is unknown: use replicated, distributed"),
         ("mlp --gap 1", "--gap is a fraction from 0 to below 1"),
+        ("mlp --csv no/such/plan.csv", "--csv no/such/plan.csv is in a folder that does not exist; make it, or"),
+        ("mlp --csv .", "--csv . is a folder; name a file in it"),
         ("mlp --frob", "unrecognized arguments: --frob; --help lists the options"),
         ("", "the following arguments are required: model; --help lists the options"),
     ],

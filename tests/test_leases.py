@@ -1,8 +1,10 @@
 """Devices are leased: one job at a time on each, side by side on different ones, and a record of who had which."""
 
+import contextlib
 import itertools
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -19,16 +21,17 @@ KIT = Path(__file__).parents[1] / "tutorial_src"
 HOLDER = """
 import sys, time
 from handson import leases
-with leases.lease(int(sys.argv[1]), sys.argv[2].split(",")) as mine:
+told = float(sys.argv[4]) if len(sys.argv) > 4 else None
+with leases.lease(int(sys.argv[1]), sys.argv[2].split(","), seconds=told) as mine:
     print(",".join(mine), time.monotonic(), flush=True)
     time.sleep(float(sys.argv[3]))
     print("end", time.monotonic(), flush=True)
 """
 
 
-def holder(count: int, devices: str, seconds: float) -> subprocess.Popen:
-    """A process that takes devices and keeps them for some time."""
-    command = [sys.executable, "-c", HOLDER, str(count), devices, str(seconds)]
+def holder(count: int, devices: str, seconds: float, *expected: float) -> subprocess.Popen:
+    """A process that takes devices and keeps them for some time; `expected` is how long it says that it will."""
+    command = [sys.executable, "-c", HOLDER, str(count), devices, str(seconds), *map(str, expected)]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(KIT)}, stdout=subprocess.PIPE, text=True)
 
 
@@ -59,6 +62,71 @@ def test_a_job_of_many_devices_is_not_put_off_by_jobs_of_few():
         assert many.poll() is None and few.poll() is None
     began = [float(process.communicate(timeout=30)[0].split()[1]) for process in (many, few)]
     assert began[0] < began[1]
+
+
+def waits(process: subprocess.Popen) -> bool:
+    """Whether a holder is still without its devices a second after it could have asked for them."""
+    with selectors.DefaultSelector() as reader:
+        reader.register(process.stdout, selectors.EVENT_READ)
+        return not reader.select(1.0)
+
+
+def until_the_turn_is_had() -> None:
+    """Until some process waits at the head of the queue for GPUs, and has told for how long."""
+    limit = time.monotonic() + 20
+    while not leases._told(leases.folder() / "turn-gpus") and time.monotonic() < limit:
+        time.sleep(0.02)
+
+
+def test_a_job_that_ends_before_a_waiting_one_could_begin_passes_it():
+    with leases.lease(1, ("0", "1"), seconds=60):
+        many = holder(2, "0,1", 0, 5)
+        until_the_turn_is_had()
+        longer, unknown = holder(1, "0,1", 0, 100), holder(1, "0,1", 0)
+        shorter = holder(1, "0,1", 0, 10)
+        assert shorter.communicate(timeout=30)[0].startswith("1 ")
+        assert waits(longer) and waits(unknown) and waits(many)
+        again = holder(1, "0,1", 0, 10)
+        assert again.communicate(timeout=30)[0].startswith("1 ")
+    began = [float(process.communicate(timeout=30)[0].split()[1]) for process in (many, longer, unknown)]
+    assert began[0] == min(began)
+
+
+def test_nothing_passes_a_waiting_job_once_what_it_waits_for_is_overdue():
+    with leases.lease(1, ("0", "1"), seconds=leases.SOON + 1.5):
+        many = holder(2, "0,1", 0, 5)
+        until_the_turn_is_had()
+        time.sleep(2.0)
+        short = holder(1, "0,1", 0, 0.1)
+        assert waits(short) and waits(many)
+        time.sleep(1.0)
+        assert waits(short) and waits(many)
+    began = [float(process.communicate(timeout=30)[0].split()[1]) for process in (many, short)]
+    assert began[0] < began[1]
+
+
+def test_what_a_job_told_of_itself_ends_with_its_lease():
+    with leases.lease(1, ("0",), seconds=60):
+        assert leases._told(leases.folder() / "device-0") > time.time() + 50
+    assert leases._told(leases.folder() / "device-0") == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_keeps_no_device_from_a_job(tmp_path, monkeypatch):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this host lets nobody mount a small disk")
+    try:
+        monkeypatch.setenv("HANDSON_LEASES", str(tmp_path))
+        for name in ("turn-gpus", "device-0"):
+            (tmp_path / name).touch()
+        with contextlib.suppress(OSError), (tmp_path / "ballast").open("wb", buffering=0) as file:
+            while file.write(b"0" * 4096):
+                pass
+        with leases.lease(1, ("0",), seconds=60) as mine:
+            assert mine == ("0",) and leases._told(tmp_path / "device-0") == 0
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
 def test_a_job_on_the_cores_does_not_wait_for_one_that_waits_for_gpus():

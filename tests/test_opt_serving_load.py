@@ -175,10 +175,8 @@ def test_questions_differ_and_are_openings_of_what_was_learned():
         ("--check", "--check needs --checkpoint DIR, the folder that the server serves"),
         ("--url http://127.0.0.1:9", "no server answers at http://127.0.0.1:9"),
         ("--url http://127.0.0.1:9/", "no server answers at http://127.0.0.1:9 ("),
-        (
-            "--check --checkpoint /no/such",
-            "--checkpoint /no/such holds no model: name the folder that",
-        ),
+        ("--check --checkpoint /no/such", "--checkpoint /no/such: there is no such folder"),
+        ("--check --checkpoint .", "--checkpoint .: it has no config.json; give a folder that fine-tuning exported"),
         ("--clients many", "invalid int value: 'many'"),
     ],
 )
@@ -188,6 +186,19 @@ def test_what_cannot_be_sent_is_refused_in_one_sentence(words, says):
     )
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith("error: ") and says in line
+
+
+def test_damaged_weights_are_named_before_anything_is_asked(tmp_path):
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "max_position_embeddings": 16}
+    sizes |= {"model_type": "opt", "ffn_dim": 32, "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    words = ["--check", "--checkpoint", str(tmp_path), "--url", "http://127.0.0.1:9"]
+    done = subprocess.run([sys.executable, FOLDER / "load.py", *words], capture_output=True, text=True, timeout=60)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith(f"error: --checkpoint {tmp_path}: model.safetensors is cut short")
 
 
 def test_a_server_that_cannot_start_is_reported_with_its_words(tmp_path):

@@ -112,6 +112,19 @@ def test_a_sequence_that_a_ring_cannot_share_is_refused():
         Bert(shape)(torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 5, dtype=torch.long), None)
 
 
+def test_weights_follow_from_name_and_seed_alone_whatever_pytorch_would_start_with():
+    from bert import Bert, BertShape, load_weights, with_weights
+
+    shape = BertShape(vocabulary=16, sequence_length=8, hidden_size=8, depth=2, heads=2, sentence_order=True)
+    drawn = Bert(shape, "ring_online")
+    load_weights(drawn, 3)
+    made = with_weights(shape, "ring_online", seed=3)
+    assert made.heads.word is made.embedding.word and not any(weight.is_meta for weight in made.parameters())
+    assert all(torch.equal(*pair) for pair in zip(drawn.parameters(), made.parameters(), strict=True))
+    other = with_weights(shape, "ring_online", seed=4)
+    assert not any(torch.equal(*pair) for pair in zip(other.parameters(), made.parameters(), strict=True))
+
+
 # Training -------------------------------------------------------------------------------------------------------
 
 # name -> ranks and the lines of config.py that differ

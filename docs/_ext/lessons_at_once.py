@@ -28,8 +28,9 @@ def outdated(app: Sphinx) -> list[str]:
 
 def run_side_by_side(app: Sphinx) -> None:
     """Execute them for their runs alone. One that fails is executed again for its page, which shows the error."""
-    workers, names = side_by_side.workers_here(), outdated(app)
-    if workers == 1 or len(names) < 2 or store.policy() == "recorded":
+    names = outdated(app)
+    workers = min(side_by_side.workers_here(), len(names))
+    if workers < 2 or store.policy() == "recorded":
         return
     began = time.monotonic()
     status(f"{len(names)} lessons, {workers} at once")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import plan_machines as machines
@@ -122,6 +124,8 @@ def _question(asked: argparse.Namespace) -> Question:
             raise UnitError(f"{name} {given} is unknown: use {', '.join(known)}")
     if not 0 <= asked.gap < 1 or not asked.limit > 0:
         raise UnitError("--gap is a fraction from 0 to below 1, --limit a number of seconds above 0")
+    if asked.csv:
+        _writable(Path(asked.csv))
     entry = MODELS[asked.model]
     batch = entry.batch if asked.batch is None else asked.batch
     size = entry.size if asked.size is None else asked.size
@@ -133,6 +137,17 @@ def _question(asked: argparse.Namespace) -> Question:
         asked.model, batch, size, asked.loader, "given" if asked.flops else asked.hardware, tuple(cases),
         tuple(dict.fromkeys(budgets)), asked.gap, asked.limit, asked.csv, asked.nodes, asked.brief,
     )  # fmt: skip
+
+
+def _writable(file: Path) -> None:
+    """Refuse a file that could not be written now: the plan for it takes a while."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise UnitError(f"--csv {file} is in a folder that does not exist; make it, or name another")
+    if file.is_dir():
+        raise UnitError(f"--csv {file} is a folder; name a file in it")
+    if not os.access(folder, os.W_OK):
+        raise UnitError(f"--csv {file} is in a folder that cannot be written to; name another")
 
 
 def _cases(asked: argparse.Namespace, text: str, batch: int) -> list[Case]:

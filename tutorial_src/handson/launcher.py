@@ -158,7 +158,10 @@ def _live(request: store.Request, timeout: float, quiet: bool, port: int | None)
     count, devices = leases.devices_for(request.ranks, "cpu" if cpu else "cuda")
     asked = time.time()
     with leases.lease(
-        count, devices, waiting=lambda: status(f"{title}: waiting for {count} of {_named(devices)}")
+        count,
+        devices,
+        seconds=store.seconds_before(request),
+        waiting=lambda: status(f"{title}: waiting for {count} of {_named(devices)}"),
     ) as mine:
         status(f"{title} ({request.preset} preset)")
         # Ranks take the first GPUs by themselves; other ones have to be named.

@@ -13,11 +13,11 @@ from handson import provenance
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-WAITING = 2
+WAITING = 3
 
 
 def workers_here() -> int:
-    """How many lessons this host runs at once: more than it has GPUs, so that one waits for whichever becomes free.
+    """How many lessons this host runs at once: more than it has GPUs, so that some wait for whichever becomes free.
 
     Without GPUs the cores are one device, and a second worker would only wait for it.
     """

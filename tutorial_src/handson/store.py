@@ -6,6 +6,7 @@ truncated or edited file from a whole one. Standard library alone: `handson stat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -216,6 +217,15 @@ def cached(request: Request) -> Run | None:
         return None
     run.way = "cached"
     return run
+
+
+def seconds_before(request: Request) -> float | None:
+    """How long this request took when it was last run here, else where it was recorded, whatever its code was then."""
+    for root in (build_folder() / "runs", recordings()):
+        if root is not None and (root / request.file).is_file():
+            with contextlib.suppress(StoreError):
+                return load(root / request.file)[0].seconds
+    return None
 
 
 def keep(run: Run, request: Request) -> None:

@@ -108,6 +108,23 @@ def sizes(folder: Path) -> dict[str, Any]:
     return said
 
 
+def servable(folder: Path) -> dict[str, Any]:
+    """What config.json says of a model that can be served: of the other files it is seen that they are there and whole.
+
+    Raises:
+        Unusable: in a sentence that does not name the folder, when one is missing, cut or damaged.
+    """
+    if not folder.is_dir():
+        raise Unusable("there is no such folder")
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise Unusable(f"it has no {name}; give a folder that fine-tuning exported")
+    said = sizes(folder)
+    tokenizer(folder)
+    weights(folder)
+    return said
+
+
 def tokenizer(folder: Path) -> None:
     """Refuse a tokenizer.json that is cut.
 

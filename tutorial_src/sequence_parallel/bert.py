@@ -155,6 +155,25 @@ class Heads(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels), order
 
 
+def with_weights(
+    shape: BertShape,
+    attention: str = "plain",
+    ring: Ring = ALONE,
+    layers: tuple[int, int] | None = None,
+    *,
+    seed: int,
+) -> Bert:
+    """Make a Bert, or a stage of it, with the weights of `load_weights`; the other arguments are those of `Bert`.
+
+    What PyTorch would give the weights first is never drawn: for BERT-base that takes longer than a training step.
+    """
+    with torch.device("meta"):
+        model = Bert(shape, attention, ring, layers)
+    model.to_empty(device="cpu")
+    load_weights(model, seed)
+    return model
+
+
 def load_weights(model: Bert, seed: int) -> None:
     """Give a model, or a stage of it, its part of one set of weights: the same under every division of the ranks.
 

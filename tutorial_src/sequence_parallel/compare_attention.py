@@ -78,12 +78,10 @@ class Compared:
 
     def __init__(self, settings: Settings, kind: str, ring: Ring, whole: Batch) -> None:
         import torch.distributed as dist
-        from bert import Bert, load_weights
+        from bert import with_weights
         from engine import shape_of
 
-        self.model = Bert(shape_of(settings), kind, ring)
-        load_weights(self.model, settings.seed)
-        self.model.to(worker.device())
+        self.model = with_weights(shape_of(settings), kind, ring, seed=settings.seed).to(worker.device())
         tokens, segments, keep, labels, weights, *_ = whole
         tokens, segments, labels, weights = (ring.cut(t).contiguous() for t in (tokens, segments, labels, weights))
         losses, _ = self.model(tokens, segments, keep, labels)

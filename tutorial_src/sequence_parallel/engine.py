@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 import torch.distributed as dist
-from bert import Bert, BertShape, load_weights
+from bert import Bert, BertShape, with_weights
 from bert_settings import Settings
 from colossalai import legacy
 from colossalai.legacy.engine import Engine
@@ -39,8 +39,7 @@ def build(settings: Settings, mesh: Mesh) -> Bert:
     """This rank's part of the model: its pipeline stage, whole in every other direction, with the run's weights."""
     stages, stage = mesh.size["pipeline"], mesh.index["pipeline"]
     layers = list(pairwise(settings.depth * i // stages for i in range(stages + 1)))[stage]
-    model = Bert(shape_of(settings), settings.attention, mesh.ring, layers)
-    load_weights(model, settings.seed)
+    model = with_weights(shape_of(settings), settings.attention, mesh.ring, layers, seed=settings.seed)
     model.to(worker.device())
     if stages > 1:
         # The first and the last stage each hold the word embedding: equal at the start, equal gradients from then on.

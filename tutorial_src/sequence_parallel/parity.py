@@ -6,7 +6,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from bert import Bert, load_weights
+from bert import Bert, with_weights
 from bert_settings import Settings
 from colossalai.legacy.engine import Engine
 from engine import mean_loss, shape_of, take_step
@@ -59,9 +59,7 @@ def check(model: Bert, settings: Settings, mesh: Mesh, engine: Engine, batch: Ba
 
 def train_on_one_device(settings: Settings, whole: Batch) -> tuple[dict[str, Tensor], list[float], float]:
     """The same model, whole, with plain attention: its weights afterwards, its losses, how far a weight moved."""
-    model = Bert(shape_of(settings))
-    load_weights(model, settings.seed)
-    model.to(worker.device())
+    model = with_weights(shape_of(settings), seed=settings.seed).to(worker.device())
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.check_learning_rate)
     *inputs, weights, order, order_weights = whole

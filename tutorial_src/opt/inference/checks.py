@@ -104,15 +104,8 @@ def _known(model: str) -> Bounds:
 
 def _folder(folder: Path) -> Bounds:
     """Read config.json, and of the other files what says whether they are whole."""
-    if not folder.is_dir():
-        worker.refuse(f"--checkpoint {folder}: there is no such folder")
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            worker.refuse(f"--checkpoint {folder}: it has no {name}; give a folder that fine-tuning exported")
     try:
-        said = manifest.sizes(folder)
-        manifest.tokenizer(folder)
-        manifest.weights(folder)
+        said = manifest.servable(folder)
     except manifest.Unusable as fault:
         worker.refuse(f"--checkpoint {folder}: {fault}")
     return Bounds(*(said[key] for key in manifest.SIZES[:4]))

@@ -264,9 +264,9 @@ def main() -> int:
     options.url = options.url.rstrip("/")
     if options.check and not options.checkpoint:
         parser.error("--check needs --checkpoint DIR, the folder that the server serves")
-    if options.check and not Path(options.checkpoint, "config.json").is_file():
-        parser.error(f"--checkpoint {options.checkpoint} holds no model: name the folder that the server serves")
     try:
+        if options.check:
+            _whole(Path(options.checkpoint))
         asked = questions(options.questions, options.max_tokens)
     except ValueError as error:
         parser.error(str(error))
@@ -277,11 +277,30 @@ def main() -> int:
             f"no server answers at {options.url} ({type(error).__name__}); start opt_fastapi.py, or give --url"
         )
     if options.check:
-        asked = with_truth(asked, options.checkpoint, device=options.device)
+        try:
+            asked = with_truth(asked, options.checkpoint, device=options.device)
+        except (OSError, RuntimeError, ValueError) as error:
+            why = str(error).strip().splitlines()[0].rstrip(".:")
+            parser.error(f"plain transformers cannot use --checkpoint {options.checkpoint} on {options.device}: {why}")
     load = send(options.url, asked, clients=options.clients, seconds=options.seconds)
     figures = load.fields()
     print(json.dumps(figures) if options.json else _report(load, figures))
     return int(figures["wrong"] + figures["mixed"] + figures["lost"] > 0)
+
+
+def _whole(folder: Path) -> None:
+    """Look at the folder as the server does before it loads anything.
+
+    Raises:
+        ValueError: in one sentence, when it cannot be served.
+    """
+    sys.path.append(str(Path(__file__).resolve().parent.parent))  # as in opt_fastapi.py
+    import manifest
+
+    try:
+        manifest.servable(folder)
+    except manifest.Unusable as fault:
+        raise ValueError(f"--checkpoint {folder}: {fault}") from None
 
 
 def _refuse(sentence: str) -> NoReturn:
