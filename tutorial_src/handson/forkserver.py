@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 
 from handson import leases
+from handson.processes import die_with_the_parent
 
 # Everything a lesson's ranks may need.
 PRELOAD = (
@@ -46,7 +47,6 @@ PRELOAD_WITHOUT_COLOSSALAI = (
     "transformers.modeling_utils",
 )
 POLL_SECONDS = 0.02
-PR_SET_PDEATHSIG = 1
 CUDA_ERROR_NOT_INITIALIZED = 3
 
 
@@ -161,7 +161,7 @@ def _fork(control: socket.socket, order: dict, fds: list[int]) -> int:
         code = 1
         try:
             os.setpgid(0, 0)
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with_the_parent()
             if os.getppid() != parent:
                 os._exit(1)
             control.close()

@@ -1,25 +1,22 @@
 """What runs on each host of a job that spans several: torchrun, watched, and its ranks' words carried to the launcher.
 
-    python -P host_agent.py              what `handson run --hosts` starts on a host, and talks to over a pipe
-    python -P host_agent.py SCRIPT ...   what torchrun starts for each rank: the script, and a parent that watches it
+    python -P host_agent.py
 
-torchrun brings the hosts together (its c10d rendezvous) and starts the ranks. This file makes a host end well: when the
-launcher is silent, or gone, when torchrun ends, or when it is told to, everything below this process is killed. It
-needs Python's standard library and, for the ranks themselves, what the script imports.
+`handson run --hosts` starts it on each host, and talks to it over a pipe. torchrun brings the hosts together (its c10d
+rendezvous) and starts the ranks, each in a `host_rank.py`. This file makes a host end well: when the launcher is
+silent, or gone, when torchrun ends, or when it is told to, everything below this process is killed. It needs Python's
+standard library and, for the ranks themselves, what the script imports.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import json
 import os
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -27,91 +24,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # this Python may know the kit by its folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from handson import host_rank
+from handson.host_network import interface_of, own_address, probed_connection
+from handson.processes import Lines, die_with_the_parent, end_all_below, inherit_orphans
+
 SILENCE_SECONDS = 15.0  # without a word from the launcher: it is gone, or the network to it is
 REACH_SECONDS = 120.0  # for the first host's torchrun to listen: it imports torch, from a slow disk perhaps
-# torchrun itself waits without end for a store whose host or network is gone, and so do its ranks. So an idle
-# connection to the first host is kept, which the kernel probes: after as many seconds without an answer it is lost.
-PROBE_SECONDS, PROBES = 3, 4
 BEAT_SECONDS = 1.0
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-SIOCGIFADDR = 0x8915
-SOCKET = "HANDSON_HOST_SOCKET"
-
-
-def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None).prctl(option, value)
-
-
-def own_address(peer: str | None) -> str:
-    """The IPv4 address that this host's kernel would send from to reach `peer`; the loopback without a peer.
-
-    Raises:
-        OSError: when the peer's name is unknown here, or no route leads there.
-    """
-    if peer is None:
-        return "127.0.0.1"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((peer, 9))  # sends nothing: a datagram socket only looks up the route
-        return probe.getsockname()[0]
-
-
-def interface_of(address: str) -> str | None:
-    """The network interface that has this IPv4 address, as gloo and NCCL want it named."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # an interface without an address
-                asked = struct.pack("256s", name.encode()[:15])
-                if socket.inet_ntoa(fcntl.ioctl(probe, SIOCGIFADDR, asked)[20:24]) == address:
-                    return name
-    return None
-
-
-def below(pid: int) -> list[int]:
-    """Every process that descends from this one."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    found, waiting = [], [pid]
-    while waiting:
-        parent = waiting.pop()
-        children = [child for child, its_parent in parents.items() if its_parent == parent]
-        found += children
-        waiting += children
-    return found
-
-
-def end_all_below() -> None:
-    """Kill every descendant, also those whose parent has died: as a subreaper this process inherits them."""
-    limit = time.monotonic() + 5
-    while (left := below(os.getpid())) and time.monotonic() < limit:
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(0.02)
-
-
-class Lines:
-    """Whole lines out of what a descriptor gives."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd, self.rest, self.ended = fd, b"", False
-
-    def read(self) -> list[str]:
-        """The lines that have come; the last one may lack its newline when the writer has closed."""
-        try:
-            chunk = os.read(self.fd, 1 << 16)
-        except ConnectionResetError:
-            chunk = b""
-        self.ended = not chunk
-        *whole, self.rest = (self.rest + chunk).split(b"\n")
-        if self.ended and self.rest:
-            whole.append(self.rest)
-        return [line.decode(errors="replace") for line in whole]
 
 
 class Agent:
@@ -159,7 +81,7 @@ class Agent:
 
     def serve(self) -> int:
         """Take orders until the job has ended here, or there is nobody to work for; then leave nothing behind."""
-        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        inherit_orphans()
         try:
             while not self.ending:
                 for entry, _ in self.selector.select(0.1):
@@ -293,7 +215,7 @@ class Agent:
         endpoint = order["endpoint"]
         if not order["first"]:
             try:
-                self.wire = socket.create_connection(endpoint, timeout=1)
+                self.wire = probed_connection(endpoint)
             except OSError as error:
                 refused = error.errno == errno.ECONNREFUSED  # it is reached, and its torchrun still imports
                 if time.monotonic() > self.give_up or (not refused and time.monotonic() > self.give_up - 90):
@@ -301,12 +223,8 @@ class Agent:
                     where = f"{endpoint[0]}:{endpoint[1]}"
                     self.refuse(f"cannot reach {where}, where the hosts meet ({why}): is a firewall between them?")
                 return
-            self.wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in ((socket.TCP_KEEPIDLE, PROBE_SECONDS), (socket.TCP_KEEPINTVL, PROBE_SECONDS)):
-                self.wire.setsockopt(socket.IPPROTO_TCP, option, value)
-            self.wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
             self.selector.register(self.wire, selectors.EVENT_READ, None)
-        environment = {**os.environ, **order["env"], SOCKET: f"{self.folder.name}/ranks"}
+        environment = {**os.environ, **order["env"], host_rank.SOCKET: f"{self.folder.name}/ranks"}
         environment["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(Path(__file__).resolve().parent.parent), environment.get("PYTHONPATH")])
         )
@@ -318,7 +236,7 @@ class Agent:
         command = [sys.executable, "-P", "-m", "torch.distributed.run", f"--nnodes={order['hosts']}"]
         command += [f"--nproc-per-node={order['ranks']}", "--rdzv-backend=c10d", f"--rdzv-id={order['id']}"]
         command += [f"--rdzv-endpoint={endpoint[0]}:{endpoint[1]}", f"--rdzv-conf={conf}"]
-        command += [f"--local-addr={self.address}", "--no-python", sys.executable, "-P", __file__]
+        command += [f"--local-addr={self.address}", "--no-python", sys.executable, "-P", host_rank.__file__]
         self.torchrun = subprocess.Popen(
             [*command, order["script"], *order["argv"]],
             env=environment,
@@ -326,63 +244,10 @@ class Agent:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+            preexec_fn=die_with_the_parent,
         )
         self.selector.register(self.torchrun.stderr, selectors.EVENT_READ, Lines(self.torchrun.stderr.fileno()))
 
 
-def _connect(rank: int, channel: str) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(os.environ[SOCKET])
-    if channel != "rows":
-        _tell(connection, rank=rank, channel=channel)
-    return connection
-
-
-def _tell(connection: socket.socket, **message: object) -> None:
-    connection.sendall((json.dumps(message) + "\n").encode())
-
-
-def run_rank(script: str, argv: list[str]) -> int:
-    """Under torchrun: run the script in a child whose output goes to this host's agent, and report how it ended."""
-    rank, parent = int(os.environ["RANK"]), os.getpid()
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    out, err, rows = (_connect(rank, channel) for channel in ("out", "err", "rows"))
-    wait_here, go_on = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setpgid(0, 0)
-            _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-            os.read(wait_here, 1)
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            from handson import forkserver
-
-            order = {"script": script, "argv": argv, "cwd": str(Path(script).parent)}
-            code = forkserver._run({**order, "env": {**os.environ, "HANDSON_ROWS_FD": str(rows.fileno())}})
-        finally:
-            os._exit(code)
-    ended = []
-
-    def end(number: int, _: object) -> None:
-        ended.append(number)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
-
-    signal.signal(signal.SIGTERM, end)  # from torchrun: another rank of this host has failed
-    out.close()
-    err.close()
-    _tell(rows, rank=rank, channel="rows", pid=child)
-    os.write(go_on, b".")
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    _tell(rows, kind="_exit", code=code, ended=bool(ended))
-    return code if code >= 0 else 128 - code
-
-
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    sys.exit(run_rank(sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else Agent().serve())
+    sys.exit(Agent().serve())

@@ -404,7 +404,7 @@ def _where_they_are(job: Job) -> str:
     suspects = [rank for rank in stacks if rank not in waiting] or sorted(stacks)
     if not suspects:
         return "No rank was left to ask where it stood."
-    ours = ("runpy", "forkserver.py", "host_agent.py")
+    ours = ("runpy", "forkserver.py", "host_rank.py")
     kept = [line for line in stacks[suspects[0]] if not any(name in line for name in ours)]
     others = f" (ranks waiting for it in a collective: {sorted(waiting)})" if waiting and len(suspects) == 1 else ""
     return f"Rank {suspects[0]} of {job.ranks} was at{others}, innermost call first:\n" + "\n".join(kept)
