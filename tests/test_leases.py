@@ -255,6 +255,23 @@ def test_a_job_within_a_job_shares_its_devices(tmp_path):
 
 
 @pytest.mark.ranks
+def test_a_job_is_expected_to_last_as_long_as_its_last_run(monkeypatch):
+    lease, told = leases.lease, []
+
+    def listening(*args, **kwargs):
+        told.append(kwargs["seconds"])
+        return lease(*args, **kwargs)
+
+    monkeypatch.setattr(leases, "lease", listening)
+    monkeypatch.setenv("HANDSON_RUNS", "live")
+    script = str(SCRIPTS / "ring.py")
+    first = launch(script, "ok", ranks=2, preset="laptop", quiet=True)
+    launch(script, "ok", ranks=2, preset="laptop", quiet=True)
+    launch(script, "refuse", ranks=2, preset="laptop", expect_failure=True)
+    assert told == [None, first.seconds, None]
+
+
+@pytest.mark.ranks
 def test_a_builds_jobs_are_recorded_and_add_up(tmp_path, monkeypatch, capsys):
     record = tmp_path / "jobs" / "now.jsonl"
     monkeypatch.setenv("HANDSON_JOBS", str(record))

@@ -186,6 +186,19 @@ def test_a_lesson_is_current_until_a_file_of_its_runs_changes(script, monkeypatc
     assert not lessons.is_current("topic/plot_x")
 
 
+def test_how_long_a_run_took_before_is_known_whatever_its_code_was(script):
+    request, _ = record(script, seconds=12.5)
+    assert store.seconds_before(request) == 12.5
+    here = dataclasses.replace(request, preset="laptop")
+    assert store.seconds_before(here) == store.load(store.build_folder() / "runs" / here.file)[0].seconds
+    (script.parent / "model.py").write_text("def answer():\n    return 43\n")
+    assert store.seconds_before(request) == 12.5 and store.recorded(request)[0] is None
+    file = store.recordings() / request.file
+    file.write_text(file.read_text()[:-20])
+    assert store.seconds_before(request) is None
+    assert store.seconds_before(dataclasses.replace(request, argv=("another",))) is None
+
+
 def test_the_cache_is_per_content_not_per_folder(script, tmp_path):
     launch(str(script), ranks=1, quiet=True)
     shutil.copytree(script.parent, tmp_path / "copy")

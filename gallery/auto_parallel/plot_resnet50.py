@@ -125,8 +125,8 @@ sharded_tables.memory(budgets)
 # %%
 # The estimate adds up what every node reads and writes, and the gradients of it, as if all were alive at once; and
 # the gradient of a convolution's weight twice, once among the activations. So it is an upper bound, and it is loose:
-# a smaller budget lowers the prediction, but the peak need not follow. Below the least there is no plan, and one
-# sentence:
+# a smaller budget lowers the prediction, if only a little, but the peak need not follow. Below the least there is no
+# plan, and one sentence:
 
 refused = four.rows("no_plan")[-1]["reason"]
 print(textwrap.fill(refused, 84))

@@ -29,10 +29,11 @@ runs = {
 speed.throughput(runs)
 
 # %%
-# That was the log of one rank. At the left of the picture twice the images cost hardly more time: a step is mostly
-# fixed cost, starting kernels, updating weights, and between ranks averaging gradients and batch norm's statistics. At
-# the ring the device is **full**, unless the cap came first: from there a larger batch saves little more, it only takes
-# memory. Runs on different hardware, or at different sizes, have axes of their own.
+# That was the log of one rank. At the left of the picture twice the images cost little more time, give or take what the
+# host adds to a step, which is mostly fixed cost: starting kernels, updating weights, and between ranks averaging
+# gradients and batch norm's statistics. At the ring the device is **full**, unless the cap came first: from there a
+# larger batch saves little more, it only takes memory. Runs on different hardware, or at different sizes, have axes of
+# their own.
 
 speed.full_table(runs)
 
@@ -78,7 +79,7 @@ speed.target_table(comparison, "batchnorm")
 
 # %%
 # Two things pull in opposite directions. A larger batch takes fewer steps in an epoch, and while the device is not full
-# a step takes hardly longer; but it takes more epochs, and a step that is too long for a layer may never arrive. Where
+# a step takes little longer; but it takes more epochs, and a step that is too long for a layer may never arrive. Where
 # a method's steps grow as fast as their number shrinks, nothing is saved.
 
 # %%
@@ -114,7 +115,8 @@ per_image, fixed = polyfit(sizes, [row["median_ms"] for row in rows], 1)
 show.answer(
     f"a = {show.quantity(fixed, 'ms')}, c = {show.quantity(per_image, 'ms')} an image: "
     f"half at {fixed / per_image:.3g} images.",
-    "Nine times that many images would use 90 % of the device, if the line were exact.",
+    "Nine times that many images would reach 90 % of 1 ÷ c images a second, if the line were exact: "
+    "its own limit, which no batch reaches.",
 )
 # sphinx_gallery_end_ignore
 

@@ -59,7 +59,8 @@ runs["1 plain"]
 show.diff(SCRIPTS["1 plain"], SCRIPTS["2 launch"])
 
 # %%
-# Nothing is shared yet. Every rank draws the same weights, reads the same images and finds the same loss, bit for bit.
+# Nothing is shared yet. Every rank draws the same weights, reads the same images and finds the same loss, but for
+# rounding: a GPU may add in another order each time.
 
 runs["2 launch"]
 

@@ -77,9 +77,10 @@ opt_training.parity_table([two, four])
 # %%
 # What it costs
 # -------------
-# Sharing is paid for with messages. Data parallelism sends each gradient once around; Gemini also sends weights, in
-# the forward pass and again in the backward pass. ``gemini-auto`` keeps what it has gathered while the GPU has room,
-# and so sends less.
+# Sharing is paid for with messages, and with the host's work of starting more operations: the rows of one rank, which
+# sends nothing, show that part. Data parallelism sends each gradient once around; Gemini also sends weights, in the
+# forward pass and again in the backward pass. ``gemini-auto`` keeps what it has gathered while the GPU has room, and so
+# sends less.
 
 opt_training.speed_table([one, two, four])
 
@@ -87,8 +88,8 @@ opt_training.speed_table([one, two, four])
 # ZeRO and Gemini do not divide in order to be faster. (The ranks share one batch of fixed size here; whether more of
 # them are faster at all, the rows of ``ddp`` say.) They are worth their price when the model does not fit otherwise, or
 # when the memory they save pays for a larger batch. Strategies with *offload*, and Gemini's placement ``auto``, keep
-# states in the host's memory and update them there, so that what else the host's cores do shows in their times. They
-# need a GPU and appear where the runs had one.
+# states in the host's memory and update them there; they need a GPU and appear where the runs had one. How fast the
+# host is, and what else its cores do, shows in their times, and in every short step, whose kernels it has to start.
 #
 # The papers, and this page
 # -------------------------

@@ -136,9 +136,10 @@ keys = ("claim", "paper", "measured", "source")
 show.paper_table([dict(zip(keys, row, strict=True)) for row in claims])
 
 # %%
-# A size with "at least" is where the search stopped at its time limit. The second factor is over the work before it,
-# which also offloads. How far offloading reaches is decided by the host's memory, at 12 to 16 bytes a parameter, and by
-# patience. The search stops at the limits that its log names; ``--host_gb`` and ``--seconds`` set others.
+# A size with "at least" is where the search stopped at its time limit. The second paper's factor is over the work
+# before it, which also offloads. How far offloading reaches is decided by the host's memory, at 12 to 16 bytes a
+# parameter, and by patience. The search stops at the limits that its log names; ``--host_gb`` and ``--seconds`` set
+# others.
 #
 # Exercise
 # --------

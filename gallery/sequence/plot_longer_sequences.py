@@ -100,11 +100,11 @@ speed.speed_table(timed, caption=CAPTION)
 speed.split_table(timed, caption="Where a step's time goes")
 
 # %%
-# Where ring_online is ahead all the same, look at one rank: there it is ahead of plain attention already. Its small
-# blocks of scores suit the caches, and that is not gained by sharing.
+# Where ring_online is the fastest all the same, look at one rank: there it is ahead of plain attention already. Its
+# small blocks of scores suit the caches; that part is not gained by sharing.
 #
 # So take sequence parallelism when a sequence does not fit on one rank, or when there are fewer sequences than ranks;
-# else share out the batch.
+# else, on GPUs, share out the batch.
 
 # %%
 # The paper, and this page
