@@ -106,6 +106,21 @@ def test_it_holds_the_packages_without_what_no_lesson_loads_and_what_git_tracks(
     assert f"Python {HERE} with PyTorch (>=2.11,<2.14)" in readme and "python unpack.py" in readme
 
 
+def test_what_the_host_has_itself_stays_out_and_is_looked_for_there(checkout, tmp_path):
+    assert pack(checkout, "--without=GPU_part").returncode == 0
+    packed = checkout / "build" / "offline"
+    manifest = json.loads((packed / "manifest.json").read_text())
+    with tarfile.open(packed / manifest["archive"]) as archive:
+        assert "packages/gpu_part.py" not in archive.getnames()
+    refused = unpack(packed, str(tmp_path / "host"))
+    assert refused.returncode == 2
+    assert "this pack leaves GPU_part to the host, and this Python has none: pack it too" in refused.stderr
+    (packed / "manifest.json").write_text(json.dumps(manifest | {"without": ["pytest"]}))
+    assert unpack(packed, str(tmp_path / "host"), PYTHONPATH="").returncode == 0
+    done = pack(checkout, "--without=numpi")
+    assert done.returncode == 1 and done.stderr.startswith("error: --without numpi: requirements.txt has no such")
+
+
 def unpack(packed, *arguments, python=(sys.executable,), **environment):
     command = [*python, str(packed / "unpack.py"), *arguments]
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Pack what a GPU host without a network needs: `python docs/offline/pack.py [--python=3.12] [--output=build/offline]`.
+"""Pack what a GPU host without a network needs: `python docs/offline/pack.py [--python=3.12] [--without=numpy,scipy]`.
 
 `nox -s offline_site` calls this. The folder that it makes holds an archive (every package of requirements.txt but
 PyTorch, unzipped, and this checkout), `unpack.py`, `manifest.json` and `README.txt`: copy it to the host and call
@@ -22,6 +22,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,13 +56,26 @@ class PackError(RuntimeError):
     """The pack cannot be made; the text says why in one sentence."""
 
 
-def pins(listed: str) -> list[str]:
-    """The requirements without PyTorch, which the host has, and without what only the tests use."""
+def pins(listed: str, without: Sequence[str] = ()) -> list[str]:
+    """The requirements without PyTorch and the packages `without`, which the host has, and what only the tests use.
+
+    Raises:
+        PackError: when one of `without` is not among them.
+    """
     used, found, _ = listed.partition("# --- tests")
     if not found:
         raise PackError("requirements.txt has no section `# --- tests` any more")
     lines = [line.partition("#")[0].strip() for line in used.splitlines()]
-    return [line for line in lines if line and not re.match(r"torch\W", line)]
+    wanted = {plain(line.partition("==")[0]): line for line in lines if line and not re.match(r"torch\W", line)}
+    for name in without:
+        if wanted.pop(plain(name), None) is None:
+            raise PackError(f"--without {name}: requirements.txt has no such package for the site")
+    return list(wanted.values())
+
+
+def plain(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def fetch(wanted: list[str], python: str, folder: Path) -> list[Path]:
@@ -78,9 +92,9 @@ def fetch(wanted: list[str], python: str, folder: Path) -> list[Path]:
         if words[-1] != str(folder) and subprocess.run([*pip, *words]).returncode:
             raise PackError(f"pip could not {words[0]} what the pack needs: its own lines above name the package")
     wheels = sorted(folder.glob("*.whl"))
-    names = {re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower() for pin in built}
+    names = {plain(pin.partition("==")[0]) for pin in built}
     for wheel in wheels:
-        if re.sub(r"[-_.]+", "-", wheel.name.partition("-")[0]).lower() in names and "-none-any" not in wheel.name:
+        if plain(wheel.name.partition("-")[0]) in names and "-none-any" not in wheel.name:
             raise PackError(
                 f"{wheel.name} was built for this machine alone: the pack needs a wheel for Python {python}"
             )
@@ -129,13 +143,13 @@ def copy_checkout(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def pack(python: str, output: Path, requirements: str) -> dict:
+def pack(python: str, output: Path, requirements: str, without: Sequence[str] = ()) -> dict:
     """Make the folder; return its manifest."""
     version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
     archive = f"colossalai-handson-{version[1] if version else 'dev'}-cp{python.replace('.', '')}.tar.xz"
     with tempfile.TemporaryDirectory(prefix="offline-") as name:
         work = Path(name)
-        wheels = fetch(pins(requirements), python, work / "wheels")
+        wheels = fetch(pins(requirements, without), python, work / "wheels")
         programs = unzip(wheels, work / "tree" / "packages")
         copy_checkout(work / "tree" / "checkout")
         files = sorted(path for path in (work / "tree").rglob("*") if path.is_file())
@@ -158,6 +172,7 @@ def pack(python: str, output: Path, requirements: str) -> dict:
         "files": len(files),
         "bytes": size,
         "programs": programs,
+        "without": list(without),
         "wheels": [wheel.name for wheel in wheels],
     }
     (output / "manifest.json").write_text(json.dumps(made, indent=1) + "\n")
@@ -172,6 +187,7 @@ def main(arguments: list[str]) -> int:
     """Pack, and say what was made."""
     parser = argparse.ArgumentParser(prog="nox -s offline_site --", description=main.__doc__)
     parser.add_argument("--python", default="3.12", choices=("3.11", "3.12"), help="the host's Python")
+    parser.add_argument("--without", default="", metavar="NAME,NAME", help="packages that the host has itself")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "offline", help="an empty or new folder")
     parser.add_argument("--requirements", type=Path, default=ROOT / "requirements.txt")
     asked = parser.parse_args(arguments)
@@ -181,7 +197,8 @@ def main(arguments: list[str]) -> int:
         return 2
     began = time.monotonic()
     try:
-        made = pack(asked.python, asked.output, asked.requirements.read_text(encoding="utf-8"))
+        without = [name.strip() for name in asked.without.split(",") if name.strip()]
+        made = pack(asked.python, asked.output, asked.requirements.read_text(encoding="utf-8"), without)
     except PackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ here, by default), tries the imports, and says what to type next.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -42,6 +43,11 @@ def refusal(manifest: dict, target: Path) -> str | None:
         return f"this pack is for Linux on {manifest['machine']}, and this is {sys.platform} on {platform.machine()}"
     if importlib.util.find_spec("torch") is None:
         return "this Python has no PyTorch, which the pack leaves to the host: call the Python that has it"
+    for name in manifest["without"]:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return f"this pack leaves {name} to the host, and this Python has none: pack it too, or install it"
     if target.exists() and any(target.iterdir()):
         return f"{target} is there and not empty: name another folder"
     packed = HERE / manifest["archive"]
