@@ -200,11 +200,23 @@ def test_messages_are_found_as_the_code_writes_them(extension, tmp_path, source,
 
 def test_every_message_of_the_troubleshooting_page_is_in_the_sources(extension):
     messages = extension("error_messages")
-    text = (ROOT / "docs" / "troubleshooting.md").read_text()
-    quoted = re.findall(r"```\{handson-error\} (\S+)\n(.+?)\n\n", text, re.S)
+    quoted = messages.QUOTED.findall((ROOT / "docs" / "troubleshooting.md").read_text())
     assert len(quoted) >= 20
     lost = [message for file, message in quoted if not messages.holds(ROOT / file, " ".join(message.split()))]
     assert not lost
+
+
+def test_a_message_that_is_gone_is_named_before_any_lesson_runs(extension, tmp_path, caplog):
+    messages, app = extension("error_messages"), SimpleNamespace(srcdir=tmp_path / "docs", confdir=tmp_path)
+    app.srcdir.mkdir()
+    (tmp_path / "code.py").write_text("E('it is gone')")
+    page = app.srcdir / "trouble.md"
+    page.write_text("# T\n\n```{handson-error} code.py\nit is gone\n\nLook again.\n```\n")
+    messages.look_ahead(app)
+    (tmp_path / "code.py").write_text("E('it is elsewhere')")
+    with pytest.raises(SystemExit):
+        messages.look_ahead(app)
+    assert "docs/trouble.md: code.py does not say: it is gone" in caplog.text
 
 
 def test_docstrings_code_becomes_code(extension):

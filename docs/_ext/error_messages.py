@@ -14,9 +14,13 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from handson import repairs
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 GAP = "…"
+QUOTED = re.compile(r"^```\{handson-error\} (\S+)\n(.+?)\n\n", re.M | re.S)
+
+logger = logging.getLogger(__name__)
 
 
 def sentences(source: str) -> list[str]:
@@ -35,6 +39,20 @@ def sentences(source: str) -> list[str]:
 def holds(file: Path, message: str) -> bool:
     """Whether a Python file writes this message."""
     return any(message in text for text in sentences(file.read_text(encoding="utf-8")))
+
+
+def look_ahead(app: Sphinx) -> None:
+    """Check the messages of all pages before the lessons run: pages are read after them, on a GPU host much later.
+
+    Raises:
+        SystemExit: after a line that names the page, and the message that its file does not hold.
+    """
+    for page in sorted(Path(app.srcdir).glob("*.md")):
+        for name, written in QUOTED.findall(page.read_text(encoding="utf-8")):
+            path, message = Path(app.confdir) / name, " ".join(written.split())
+            if not path.is_file() or not holds(path, message):
+                logger.error("docs/%s: %s does not say: %s", page.name, name, message)
+                raise SystemExit(1)  # anything else would end with a dump of Sphinx
 
 
 class ErrorMessage(SphinxDirective):
@@ -85,4 +103,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Offer the directives."""
     app.add_directive("handson-error", ErrorMessage)
     app.add_directive("handson-symptoms", Symptoms)
+    app.connect("builder-inited", look_ahead, priority=90)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
