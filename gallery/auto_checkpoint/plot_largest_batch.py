@@ -21,9 +21,9 @@ run = launch("auto_parallel/auto_ckpt_batchsize_test.py", quiet=True)
 checkpoint_plots.throughput_against_batch(run)
 
 # %%
-# Up to the first dashed line nothing has to run again, and a larger batch uses the device better. Beyond it each
-# larger batch leaves less memory to an image, and Rotor lets more stages run again. The curve ends where it finds no
-# schedule.
+# Up to the first dashed line nothing has to run again, and a larger batch uses the device better; the time of a small
+# one can be the host's, which starts its kernels, more than the device's. Beyond it each larger batch leaves less
+# memory to an image, and Rotor lets more stages run again. The curve ends where it finds no schedule.
 
 checkpoint_tables.batch_table(run, caption="Batch sizes under one cap")
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 
 from handson import leases
-from handson.processes import die_with_the_parent
+from handson.processes import stay_below
 
 # Everything a lesson's ranks may need.
 PRELOAD = (
@@ -160,10 +160,7 @@ def _fork(control: socket.socket, order: dict, fds: list[int]) -> int:
     if pid == 0:
         code = 1
         try:
-            os.setpgid(0, 0)
-            die_with_the_parent()
-            if os.getppid() != parent:
-                os._exit(1)
+            stay_below(parent)
             control.close()
             out, err, rows = fds
             os.dup2(out, 1)

@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":  # this Python may know the kit by its folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from handson.processes import die_with_the_parent
+from handson.processes import die_with_the_parent, stay_below
 
 SOCKET = "HANDSON_HOST_SOCKET"
 
@@ -46,10 +46,7 @@ def run_rank(script: str, argv: list[str]) -> int:
     if child == 0:
         code = 1
         try:
-            os.setpgid(0, 0)
-            die_with_the_parent()
-            if os.getppid() != parent:
-                os._exit(1)
+            stay_below(parent)
             os.read(wait_here, 1)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)

@@ -6,7 +6,7 @@ other down. On one with GPUs each has a share of the cores, and jobs without GPU
 GPU (starting kernels, serving requests, updating offloaded weights) is measured too. A lock is the kernel's (flock): it
 ends with the process that holds it, however that ends.
 
-Jobs take devices in turn. Where the one whose turn it is must wait for more than are free, a shorter one may pass it:
+One of the jobs that wait has the turn. Where it must wait for more than are free, a shorter one may pass it:
 one that is expected to end before the others that are needed become free ("EASY backfilling", Lifka 1995).
 """
 

@@ -17,6 +17,14 @@ def die_with_the_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def stay_below(parent: int) -> None:
+    """In a forked child: lead a process group of its own, and do not outlive the parent."""
+    os.setpgid(0, 0)
+    die_with_the_parent()
+    if os.getppid() != parent:  # it ended before the kernel was told
+        os._exit(1)
+
+
 def inherit_orphans() -> None:
     """Become the parent of every descendant whose own parent dies."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
