@@ -124,8 +124,8 @@ checkpoint_tables.baseline_table(
 )
 
 # %%
-# A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster. By the clock it can
-# be, by a little, where these times are off. One detail matters most. PyTorch ends a recomputation as soon as backward
+# A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster. By the clock it
+# can be, by a little, where these times are off. One detail matters most. PyTorch ends a recomputation as soon as backward
 # has all it needs: where a region ends with a block, the block's last matrix product is not computed again. To
 # upstream's solver all cuts are alike. Our script tries to measure what is skipped when a recomputation ends with a
 # stage ("skipped at an end" in the tables of stages), and the solver counts what it found. Where it found nothing (—)
