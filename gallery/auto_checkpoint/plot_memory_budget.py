@@ -27,8 +27,8 @@ checkpoint_map.recompute_map(resnet)
 # A row is a schedule, a column a stage: as much of the network as hangs on one value, for a ResNet a block. With less
 # memory more activations are thrown away: by more stages, by those that save more, or by the same ones more often. A
 # stage in a stronger tone runs again more than once: what was computed a second time has been thrown away once more.
-# Where there is room for everything, a stage may still be marked, or not, if that costs nothing: when its backward pass
-# needs only its input, PyTorch ends the recomputation at once ("skipped at an end", below).
+# Where there is room for everything, a stage may still be marked, or not, if that costs nothing: when its backward
+# pass needs only its input, PyTorch ends the recomputation at once ("skipped at an end", below).
 #
 # A stage is cheap to run again where it saves much for each millisecond of its forward pass. Here are the stages, added
 # up by layer.
@@ -125,11 +125,11 @@ checkpoint_tables.baseline_table(
 
 # %%
 # A schedule by hand is one that Rotor could choose too, so by the solver's times it is never faster. By the clock it
-# can be, by a little, where these times are off. One detail matters most. PyTorch ends a recomputation as soon as backward
-# has all it needs: where a region ends with a block, the block's last matrix product is not computed again. To
-# upstream's solver all cuts are alike. Our script tries to measure what is skipped when a recomputation ends with a
-# stage ("skipped at an end" in the tables of stages), and the solver counts what it found. Where it found nothing (—)
-# for a block's second half, Rotor lacks this detail, and a schedule by hand can be ahead.
+# can be, by a little, where these times are off. One detail matters most. PyTorch ends a recomputation as soon as
+# backward has all it needs: where a region ends with a block, the block's last matrix product is not computed again.
+# To upstream's solver all cuts are alike. Our script tries to measure what is skipped when a recomputation ends with
+# a stage ("skipped at an end" in the tables of stages), and the solver counts what it found. Where it found nothing
+# (—) for a block's second half, Rotor lacks this detail, and a schedule by hand can be ahead.
 
 checkpoint_tables.stage_table(gpt, caption="GPT-2: what stages save and cost")
 
