@@ -10,7 +10,8 @@ from handson import launch, repairs
 from handson.repairs import legacy_cpu, legacy_engine, legacy_launch, legacy_layers, noise, titans_imports
 from handson.run import Run
 
-UPSTREAM = tuple(f"https://github.com/hpcaitech/{name}/issues/" for name in ("ColossalAI", "ColossalAI-Examples"))
+PROJECTS = ("hpcaitech/ColossalAI", "hpcaitech/ColossalAI-Examples", "pytorch/pytorch")
+UPSTREAM = tuple(f"https://github.com/{project}/issues/" for project in PROJECTS)
 
 AREAS = (noise, titans_imports, legacy_launch, legacy_cpu, legacy_engine, legacy_layers)
 PROBE = str(Path(__file__).parent / "scripts" / "repairs_probe.py")

@@ -1,12 +1,13 @@
 """A run is found again exactly while the code that made it stays the same."""
 
 import dataclasses
+import difflib
 import json
 import shutil
 
 import pytest
 from conftest import SCRIPTS
-from handson import launch, lessons, sources, store
+from handson import harmless, launch, lessons, sources, store
 from handson.run import Run
 
 
@@ -54,6 +55,46 @@ def test_the_key_follows_imports_into_folders_with_and_without_an_init_file(scri
         (script.parent / name).write_text("")
     script.write_text("import torch.nn.functional\nimport bare.deep.inner\nfrom whole import part, no_module\n")
     assert set(sources.files_of(script, ())) == {"__init__.py", "inner.py", "part.py", "torch.py", "train.py"}
+
+
+BEFORE = "import sys\n\nSTEPS = 3\n\n\ndef go():\n    print(STEPS)\n\n\ngo()\n"
+AFTER = BEFORE.replace("import sys\n", "import os\nimport sys\n").replace("\ngo()\n", "\ngo()\nos._exit(0)\n")
+
+
+def edit_of(name: str, context: int = 3) -> str:
+    lines = (text.splitlines(keepends=True) for text in (BEFORE, AFTER))
+    return "It comes after\nthe last number.\n\n" + "".join(difflib.unified_diff(*lines, name, name, n=context))
+
+
+@pytest.mark.parametrize("context", (0, 1, 3))
+def test_a_key_passes_over_the_lines_of_a_harmless_edit_and_no_others(tmp_path, context):
+    (tmp_path / "topic").mkdir()
+    (tmp_path / "topic" / "train.py.diff").write_text(edit_of("topic/train.py", context))
+    (edit,) = harmless.edits(tmp_path).values()
+    assert edit.name == "topic/train.py" and edit.why == "It comes after the last number."
+    assert edit.undone(AFTER) == BEFORE
+    assert edit.undone(AFTER.replace("= 3", "= 4")) != BEFORE
+    assert edit.undone(AFTER.replace("_exit(0)", "_exit(1)")) == AFTER.replace("_exit(0)", "_exit(1)")
+    assert edit.undone(BEFORE) == BEFORE  # the edit is not there, so there is nothing to pass over
+
+
+def test_a_run_is_found_again_after_a_harmless_edit_of_its_script(script, monkeypatch):
+    script.write_text(BEFORE)
+    before = store.Request(script, (), 1, "gpu").key
+    (script.parent / "train.py.diff").write_text(edit_of("train.py"))
+    monkeypatch.setattr(sources, "harmless_edits", lambda: harmless.edits(script.parent))
+    script.write_text(AFTER)
+    assert store.Request(script, (), 1, "gpu").key == before
+    script.write_text(AFTER.replace("= 3", "= 4"))
+    assert store.Request(script, (), 1, "gpu").key != before
+
+
+def test_every_harmless_edit_is_that_of_the_source_and_stands_on_the_page():
+    page = (sources.CHECKOUT / "docs" / "how_it_works.md").read_text()
+    for edit in sources.harmless_edits().values():
+        source = (sources.SCRIPTS / edit.name).read_text()
+        assert edit.why and edit.undone(source) != source, f"{edit.name}: the diff is not of this source; make it again"
+        assert f"recordings/harmless/{edit.name}.diff" in page
 
 
 def test_the_key_ignores_the_lesson_side_of_the_kit():

@@ -89,7 +89,7 @@ class Symptoms(SphinxDirective):
             self.env.note_dependency(module)
         made = nodes.definition_list(classes=["handson-errors"])
         for repair in sorted(repairs.all_repairs(), key=lambda repair: repair.area):
-            if "Error" not in repair.symptom:
+            if not re.search("Error|terminate called", repair.symptom):
                 continue
             link = nodes.reference("", "", internal=True, refuri=f"repairs.html#repair-{nodes.make_id(repair.name)}")
             link += nodes.literal(text=repair.name)

@@ -10,6 +10,7 @@ import re
 from itertools import groupby
 
 from docutils import nodes
+from handson import sources
 from shown_runs import Shown, note_file, shown_runs
 from sphinx.application import Sphinx
 
@@ -23,8 +24,11 @@ def group_of(shown: Shown) -> tuple[str, ...]:
     return ("recorded" if shown.way == "recorded" else "live", made["hardware"], *versions)
 
 
-def lines(runs: list[Shown]) -> list[str]:
-    """One paragraph of HTML for each group, and one for each thing that the reader must know."""
+def lines(runs: list[Shown], root: str = "") -> list[str]:
+    """One paragraph of HTML for each group, and one for each thing that the reader must know.
+
+    `root` leads from the page to the site's.
+    """
     made = []
     for (way, hardware, *versions), group in groupby(sorted(runs, key=group_of), key=group_of):
         members = list(group)
@@ -39,6 +43,11 @@ def lines(runs: list[Shown]) -> list[str]:
         made.append(f'<p data-way="{way}">{html.escape(" · ".join(words))}</p>')
     # A note names its run in backticks; notes that say the same of several runs are said once.
     notes = {re.sub(r"`[^`]*`(?: on \d+ ranks?)?", "such a run", shown.note): None for shown in runs if shown.note}
+    recorded_files = {name for shown in runs if shown.way == "recorded" for name in shown.run.files}
+    if edited := sorted(recorded_files & sources.harmless_edits().keys()):
+        names = ", ".join(f"<code>{html.escape(name)}</code>" for name in edited)
+        why = f'<a href="{root}how_it_works.html#harmless">why no number differs</a>'
+        made.append(f"<p>edited since the recording: {names} · {why}</p>")
     return made + [f'<p class="handson-note">{html.escape(note)}</p>' for note in notes]
 
 
@@ -53,9 +62,8 @@ def add_origin(app: Sphinx, doctree: nodes.document) -> None:
     page = next(doctree.findall(nodes.section))
     if runs := shown_runs(lesson):
         first = next((index for index, node in enumerate(page) if isinstance(node, nodes.section)), len(page))
-        said = (
-            f'<div class="handson-origin" role="note" aria-label="Origin of the numbers">{"".join(lines(runs))}</div>'
-        )
+        said = "".join(lines(runs, root="../../"))
+        said = f'<div class="handson-origin" role="note" aria-label="Origin of the numbers">{said}</div>'
         page.insert(first, nodes.raw("", said, format="html"))
 
 

@@ -77,7 +77,9 @@ def status(*, as_json: bool, check: bool) -> int:
     entries = collect()
     bad = [entry for entry in entries if entry["state"] != "fresh"]
     if as_json:
-        print(json.dumps({"runs": entries, "fresh": len(entries) - len(bad), "not_fresh": len(bad)}, indent=1))
+        passed_over = {edit.name: edit.why for edit in sources.harmless_edits().values()}
+        counts = {"fresh": len(entries) - len(bad), "not_fresh": len(bad), "passed_over": passed_over}
+        print(json.dumps({"runs": entries} | counts, indent=1))
         return int(bool(check and bad))
     lesson = None
     for entry in sorted(entries, key=lambda e: (e["lessons"], e["run"])):
@@ -94,4 +96,6 @@ def status(*, as_json: bool, check: bool) -> int:
             print(f"           {entry['detail']}")
     where = os.environ.get("HANDSON_RECORDINGS", "docs/recordings")
     print(f"\n{len(entries) - len(bad)} fresh, {len(bad)} not fresh, in {where}")
+    for edit in sources.harmless_edits().values():
+        print(f"passed over: an edit of {edit.name}. {edit.why}")
     return int(bool(check and bad))

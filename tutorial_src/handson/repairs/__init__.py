@@ -44,7 +44,8 @@ _in_force: list[str] = []
 def apply(*areas: ModuleType) -> list[str]:
     """Apply, in order, every repair of these modules that this host needs; return the names now in force.
 
-    Calling it again changes nothing. A repair that `HANDSON_WITHOUT` names is left out.
+    Those of the area `leaving` are always among them. Calling it again changes nothing. A repair that
+    `HANDSON_WITHOUT` names is left out.
 
     Raises:
         SystemExit: with one sentence, when `HANDSON_WITHOUT` names a repair that does not exist.
@@ -54,7 +55,8 @@ def apply(*areas: ModuleType) -> list[str]:
         unknown = unwanted - {repair.name for repair in all_repairs()}
         if unknown:
             worker.refuse(f"HANDSON_WITHOUT names no repair of this kit: {', '.join(sorted(unknown))}")
-    for area in areas:
+    # By name: how a rank ends comes after its last number, and is no part of the key that its imports make.
+    for area in (*areas, import_module(f"{__name__}.leaving")):
         for repair in area.REPAIRS:
             if repair.name not in unwanted and repair.name not in _in_force and repair.needed():
                 repair.patch()
