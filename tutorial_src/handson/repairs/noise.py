@@ -18,6 +18,8 @@ WARNINGS = (
         r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated",
         "old names in colossalai.legacy, same collectives",
     ),
+    (FutureWarning, r"`broadcast_buffers` is deprecated", "old name in Colossal-AI's plugins, same buffers"),
+    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated", "old question in a pipeline, same answer"),
     (UserWarning, r"Please install the latest tensornvme", "offload to NVMe disks is not used"),
     (UserWarning, r"Please install apex from source", "torch's own RMSNorm is used"),
 )
