@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from handson import launch, repairs
-from handson.ranks import RunFailed
 from handson.repairs import auto_parallel, auto_parallel_run
+from handson.watching import RunFailed
 
 PROBE = str(Path(__file__).parent / "scripts" / "auto_parallel_probe.py")
 EXACT = 1e-9

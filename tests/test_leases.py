@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import SCRIPTS
 from handson import jobs, launch, leases
-from handson.ranks import Outcome
 from handson.show import build_report, style
+from handson.watching import Outcome
 
 KIT = Path(__file__).parents[1] / "tutorial_src"
 HOLDER = """

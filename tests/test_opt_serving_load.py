@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from handson import launch, store
 from handson.run import Run
-from handson.show import serving_plots, serving_tables
+from handson.show import serving_openapi, serving_plots, serving_tables
 from handson.sources import SCRIPTS, files_of
 
 sys.path.append(str(SCRIPTS / "opt"))
@@ -108,9 +108,9 @@ def test_the_engine_that_is_absent_is_named_with_the_reason(bench):
 def test_the_model_learned_and_the_page_shows_what_was_measured(bench):
     assert bench.value("fine_tuned", "last") < 0.6 * bench.value("fine_tuned", "first")
     assert "DIFFERENT" not in str(serving_tables.parity_table({"tp 1": bench}))
-    table = str(serving_tables.openapi_table(bench))
+    table = str(serving_openapi.openapi_table(bench))
     assert "POST /generation" in table and "max_tokens: integer, ≥ 1, ≤ 256, default 64" in table and "406" in table
-    assert "The queue is full" in str(serving_tables.status_table(bench))
+    assert "The queue is full" in str(serving_openapi.status_table(bench))
     for row in serving_tables.little_rows(bench):
         assert 0.6 < row["counted"] / row["expected"] < 1.1, row
     for row in serving_tables.memory_rows({"tp 1": bench}):

@@ -17,21 +17,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from handson.show import picture, style
+from handson.show.plan_csv import edge_csv, plan_csv
 from handson.show.plan_fold import folded, plain
+from handson.show.plan_formulas import assumptions_table, by_hand, rings_table
 from handson.show.plan_network import CUTS, cut_of, network, written
 from handson.show.plan_plots import budget_curve, predicted_measured, step_bars
-from handson.show.plan_tables import (
-    assumptions_table,
-    by_hand,
-    edge_csv,
-    edge_table,
-    plan_csv,
-    plan_rows,
-    plan_table,
-    plans_table,
-    rings_table,
-    split,
-)
+from handson.show.plan_tables import edge_table, plan_rows, plan_table, plans_table, split
 from test_show import SIGHT, lab
 
 GIB = 1 << 30

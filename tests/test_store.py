@@ -100,7 +100,13 @@ def test_every_harmless_edit_is_that_of_the_source_and_stands_on_the_page():
 def test_the_key_ignores_the_lesson_side_of_the_kit():
     files = sources.files_of(sources.find_script("hybrid_parallel/train.py"), ("--config", "config.py"))
     assert {"handson/worker.py", "hybrid_parallel/train.py", "hybrid_parallel/config.py"} <= set(files)
-    assert not {"handson/launcher.py", "handson/store.py", "handson/run.py", "handson/ranks.py"} & set(files)
+    assert not {
+        "handson/launcher.py",
+        "handson/store.py",
+        "handson/run.py",
+        "handson/ranks.py",
+        "handson/watching.py",
+    } & set(files)
     assert not [name for name in files if name.startswith("handson/show")]
 
 

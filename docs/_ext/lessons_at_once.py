@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from handson import lessons, side_by_side, store
-from handson.ranks import status
+from handson.watching import status
 from sphinx.application import Sphinx
 
 

@@ -18,16 +18,9 @@ Nothing is trained here and every time is a prediction. What a plan really takes
 # too, or by a network of 400 Gb/s, or by one of 100 Gb/s. One job traces the network and solves for each.
 
 from handson import launch, show
+from handson.show.plan_formulas import assumptions_table, by_hand, rings_table
 from handson.show.plan_plots import budget_curve, network, step_bars
-from handson.show.plan_tables import (
-    assumptions_table,
-    by_hand,
-    edge_table,
-    plan_rows,
-    plan_table,
-    plans_table,
-    rings_table,
-)
+from handson.show.plan_tables import edge_table, plan_rows, plan_table, plans_table
 
 PLAN = "auto_parallel/plan.py resnet50 --mesh 2x4 "
 here = {"preset": "laptop"}  # one process, whatever the host has

@@ -15,7 +15,7 @@ Which OPT then fits into how little memory is the question of :doc:`plot_limited
 # The same steps of the same OPT, on the same text, under each strategy, in bf16:
 
 from handson import launch, show
-from handson.show import opt_training
+from handson.show import opt_claims, opt_training
 
 COMPARE = "opt/compare.py --train_file python_reference.txt"
 one, two, four = (launch(COMPARE, ranks=ranks, quiet=True) for ranks in (1, 2, 4))
@@ -94,7 +94,7 @@ opt_training.speed_table([one, two, four])
 # The papers, and this page
 # -------------------------
 
-show.paper_table(opt_training.claims(two))
+show.paper_table(opt_claims.claims(two))
 
 # %%
 # The paper's *up to* is the limit of many ranks. What its formulas say for as many as were measured stands below it.

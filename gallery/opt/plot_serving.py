@@ -16,6 +16,7 @@ How the fine-tuning itself works is the subject of the lessons before this one.
 # share its steps. A bar is a request; the number is how many tokens its answer has.
 
 from handson import launch, provenance, show
+from handson.show import serving_openapi as openapi
 from handson.show import serving_plots as plots
 from handson.show import serving_tables as tables
 
@@ -63,17 +64,17 @@ for question, key in (
 # %%
 # The server describes itself at ``/docs``, from the document at ``/openapi.json``:
 
-tables.openapi_table(run)
+openapi.openapi_table(run)
 
 # %%
 
-tables.openapi_document(run)
+openapi.openapi_document(run)
 
 # %%
 # At ``/docs`` the same document is a page where each request can be tried. What each status means, and what a request
 # has to be to get one of them:
 
-tables.status_table(run)
+openapi.status_table(run)
 
 # %%
 

@@ -179,7 +179,8 @@ class Agent:
     def introduce(self, order: dict[str, Any]) -> None:
         """Say what this host is: its address in this job, a port for the hosts to meet, its devices and its code."""
         from handson import provenance, sources
-        from handson.ranks import RunFailed, reserved_port
+        from handson.ranks import reserved_port
+        from handson.watching import RunFailed
 
         try:
             self.address = own_address(order["peer"])

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from handson import provenance, ranks, sources, store
+from handson import provenance, sources, store
 from handson.hosts_job import PLAIN, Host, HostsJob
-from handson.ranks import RunFailed
+from handson.ranks import time_limit, told
 from handson.run import Run
+from handson.watching import RunFailed, end, finish, status
 
 VIA = "ssh -o BatchMode=yes -o ConnectTimeout=10 {host}"
 ENTER_SECONDS = 40.0
@@ -92,12 +93,12 @@ def run_on_hosts(
     try:
         job.enter(via)
         preset = _meet(job, path, argv, each, preset, port)
-        ranks.status(f"{title} ({preset} preset)")
+        status(f"{title} ({preset} preset)")
         request = store.Request(path, tuple(argv), count, preset)
         made = _describe(job, preset, each, request)
-        outcome = ranks.finish(job, ranks.time_limit(timeout), killed)
+        outcome = finish(job, time_limit(timeout), killed)
     except BaseException:
-        ranks.end(job, killed)
+        end(job, killed)
         raise
     if outcome.error:
         raise RunFailed(f"{title}: {outcome.error}")
@@ -151,7 +152,7 @@ def _meet(job: HostsJob, script: Path, argv: list[str], each: int, preset: str, 
         )
     preset = "gpu" if preset != "laptop" and len(fewest.hello["gpus"]) >= each else "laptop"
     env = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
-    env |= ranks.told(preset)
+    env |= told(preset)
     meets = hosts[0].hello
     order = {"do": "start", "script": str(script), "argv": argv, "env": env, "hosts": len(hosts), "ranks": each}
     order |= {"endpoint": [meets["address"], meets["port"]], "id": secrets.token_hex(4)}

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from handson import ranks
 from handson.host_agent import BEAT_SECONDS, SILENCE_SECONDS
 from handson.processes import Lines
-from handson.ranks import RunFailed
+from handson.watching import Job, RunFailed
 
 PLAIN = re.compile(r"[\w./+@:,=-]+")  # needs no quotes in any shell
 
@@ -46,7 +45,7 @@ class Host:
         return f"the host {self.name} (rank{'s' * (len(self.ranks) > 1)} {held})"
 
 
-class HostsJob(ranks.Job):
+class HostsJob(Job):
     """A job whose ranks are started by torchrun on several hosts."""
 
     def __init__(self, hosts: list[Host], title: str, count: int, on_line: Callable[[str], None]) -> None:

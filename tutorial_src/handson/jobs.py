@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from handson import leases, provenance, sources, store
-from handson.ranks import status
+from handson.watching import status
 
 Span = tuple[float, float]
 NUMBER = (int, float)

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handson import jobs, leases, lessons, provenance, sources, store
-from handson.ranks import RunFailed, ready, run_ranks, status, time_limit, told
+from handson.ranks import ready, run_ranks, time_limit, told
 from handson.run import Run
+from handson.watching import RunFailed, status
 
 __all__ = ["RunFailed", "launch"]
 

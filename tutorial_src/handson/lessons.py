@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from handson import leases, provenance, sources, store
-from handson.ranks import status
 from handson.run import Run
+from handson.watching import status
 
 _used: dict[str, list[dict[str, Any]]] = {}
 _recording: list[tuple[store.Request, Run, bool]] | None = None

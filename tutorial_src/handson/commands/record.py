@@ -18,8 +18,8 @@ from pathlib import Path
 
 from handson import jobs, lessons, provenance, side_by_side, store
 from handson.commands.status import lesson_names
-from handson.ranks import status
 from handson.run import Run
+from handson.watching import status
 
 
 def record(names: list[str], *, resume: bool = False) -> int:

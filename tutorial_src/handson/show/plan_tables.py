@@ -1,4 +1,4 @@
-"""The tables of a solver's plan: a row for each node, a row for each tensor that must be resharded, and their CSV.
+"""The tables of a solver's plan: a row for each node, a row for each tensor that must be resharded, a row a plan.
 
 Rows are plain dicts, as auto_parallel/solver.py records them: a "node" has `name`, `op`, `strategy`, `compute_ms`,
 `communication_ms`, `activation_bytes`, `parameter_bytes`, `buffer_bytes`, and under `input`, `weight` and `output` the
@@ -8,48 +8,22 @@ tensor's `name`, `shape` and `sharding` (one of "R", "S0", "S1", "S01" for each 
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
-from math import prod
 from typing import Any
 
 from handson.show.conditions import RunLike
-from handson.show.plan_fold import TENSORS, folded, letters, plain
+from handson.show.plan_csv import SIZES, TIMES, DataTable, edge_csv, plan_csv
+from handson.show.plan_fold import TENSORS, Row, folded, plain
 from handson.show.style import number, quantity
 from handson.show.tables import Cell, Table, code, failure, lines, soft
-
-Row = Mapping[str, Any]
 
 # What a tensor's dimensions are called, by the number of them; a weight's go output first, as PyTorch stores it. Four
 # dimensions are images in a network that convolves; in another one heads and tokens come in any order.
 ACTIVATION = {1: "c", 2: "bc", 3: "bsh", 4: "bchw"}
 HEADS = ACTIVATION | {4: "bjkl"}
 WEIGHT = {1: "o", 2: "oi", 4: "oiuv"}
-TIMES = ("compute_ms", "communication_ms")
-SIZES = ("activation_bytes", "parameter_bytes", "buffer_bytes")
-
-
-@dataclass(frozen=True)
-class DataTable(Table):
-    """A table that scrolls in both directions and carries its raw data, `csv`, as a file to download."""
-
-    csv: str = ""
-    filename: str = "table.csv"
-    about: str = ""
-
-    def _repr_html_(self) -> str:
-        html = super()._repr_html_().replace('<div class="scroll"', '<div class="scroll tall"', 1)
-        address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(self.csv.encode()).decode()}"
-        link = f'<a href="{address}" download="{escape(self.filename)}">Raw data as CSV</a>'
-        offer = f'<div class="notes"><p>{link}{escape(self.about and f": {self.about}")}</p></div>'
-        return f"{html.removesuffix('</div>')}{offer}</div>"
-
-    __repr__ = Table.__str__
 
 
 def plan_rows(run: RunLike, plan: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -177,112 +151,6 @@ def plans_table(plans: Iterable[Row], *, first: str = "plan", caption: str = "")
 SHOWN = 3  # strategies that a row names; a mixed plan has more
 
 
-def by_hand(nodes: Iterable[Row], plan: Row) -> list[dict[str, Any]]:
-    """Rows for `formula_table`: what data parallelism over all devices must cost by the definition of the units.
-
-    Upstream counts multiply-accumulates (MACs): a convolution's forward, twice as many backward. The gradient of each
-    fp32 weight is all-reduced over all P devices in a ring, at the speed of the slowest axis.
-
-    Args:
-        nodes: the rows "node" of a plan that is data parallel in all its convolutions.
-        plan: its row "plan".
-    """
-    layers = [node for node in nodes if node["op"] == "conv2d"]
-    sizes = [prod(node["weight"]["shape"]) for node in layers]
-    macs = sum(prod(node["output"]["shape"]) * prod(node["weight"]["shape"][1:]) for node in layers)
-    devices = prod(plan["mesh"])
-    sent = 2 * (devices - 1) / devices * 4 * sum(sizes)
-    waits = len(layers) * max(plan["latency_s"])
-    return [
-        {
-            "what": "computing convolutions",
-            "formula": f"3 × MACs ÷ {devices} devices ÷ MAC/s",
-            "expected": 3 * macs / devices / plan["macs_per_second"],
-            "counted": sum(node["compute_ms"] for node in layers) / 1e3,
-            "unit": "s",
-        },
-        {
-            "what": "their gradients",
-            "formula": "latency + 2 (P − 1)/P × bytes ÷ bandwidth",
-            "expected": waits + sent / min(plan["bytes_per_second"]),
-            "counted": sum(node["communication_ms"] for node in layers) / 1e3,
-            "unit": "s",
-        },
-        {
-            "what": "the whole plan",
-            "formula": "the minimum that the solver found",
-            "expected": plan["solver_objective_ms"] / 1e3,
-            "counted": plan["objective_ms"] / 1e3,
-            "unit": "s",
-        },
-    ]
-
-
-def rings_table(nodes: Iterable[Row], plans: Iterable[Row], *, first: str = "plan", caption: str = "") -> Table:
-    """The solver's plan beside data parallelism, whose gradients are reduced in one ring or first along axis 1.
-
-    In two levels a gradient of n bytes is reduce-scattered along axis 1, its share of n / n1 all-reduced along axis 0,
-    and gathered again along axis 1, as NCCL does it over hosts; upstream knows the one ring alone.
-
-    Args:
-        nodes: the rows "node" of a plan that is data parallel in all its convolutions.
-        plans: rows "plan" for the same mesh, whose `kept_ms` is that plan's step on their links.
-        first: what the labels are.
-        caption: what the table is called.
-    """
-    sizes = [4 * prod(node["weight"]["shape"]) for node in nodes if node["op"] == "conv2d"]
-    body = []
-    for plan in plans:
-        (slow, fast), (late, soon), (outer, inner) = plan["bytes_per_second"], plan["latency_s"], plan["mesh"]
-        devices = outer * inner
-        ring = sum(2 * (devices - 1) / devices * size / min(slow, fast) + max(late, soon) for size in sizes)
-        levels = sum(
-            2 * (inner - 1) / inner * size / fast + 2 * soon + 2 * (outer - 1) / outer * size / inner / slow + late
-            for size in sizes
-        )
-        times = [plan["objective_ms"], plan["kept_ms"], plan["kept_ms"] + 1e3 * (levels - ring)]
-        body.append([plan["plan"], *(quantity(time, "ms") for time in times)])
-    columns = [first, "the solver's plan", "data parallel, one ring", "data parallel, two levels"]
-    note = "Predicted steps. Two levels: each gradient is reduced along axis 1, its share along axis 0, then gathered."
-    return Table(columns, body, caption or "One ring, or two levels", [note])
-
-
-def assumptions_table(hardware: Row) -> Table:
-    """What a plan takes a device and its links to be, and where each figure is from; a row "hardware"."""
-    (inside, soon), (between, late) = hardware["inside"], hardware["between"]
-    values = {
-        "compute": quantity(hardware["flops"] / 2, "MAC/s"),
-        "memory": quantity(hardware["memory_bytes"], "B"),
-        "link within a host": f"{inside / 1e9:g} GB/s",
-        "link between hosts": f"{between / 1e9:g} GB/s",
-        "latencies": f"{quantity(soon, 's')}, {quantity(late, 's')}",
-    }
-    body = [[name, value, hardware["sources"][name]] for name, value in values.items()]
-    return Table(["assumed", "figure", "source"], body, hardware["name"], ["Peaks; a real step reaches less of each."])
-
-
-def plan_csv(nodes: Iterable[Row]) -> str:
-    """The rows "node" as CSV text, nothing folded or rounded: times in milliseconds, sizes in bytes."""
-    fields = ["plan", "name", "op", "strategy", *(f"{t} {what}" for t in TENSORS for what in ("sharding", "shape"))]
-    table = []
-    for node in nodes:
-        tensors = [node.get(tensor) or {"sharding": (), "shape": ()} for tensor in TENSORS]
-        cut = [part for t in tensors for part in (letters(t["sharding"]), "x".join(map(str, t["shape"])))]
-        plain = [node.get(field, "") for field in ("plan", "name", "op", "strategy")]
-        table.append([*plain, *cut, *[node.get(field, "") for field in (*TIMES, *SIZES)]])
-    return _csv([*fields, *TIMES, *SIZES], table)
-
-
-def edge_csv(edges: Iterable[Row]) -> str:
-    """The rows "edge" as CSV text; times in milliseconds."""
-    table = [
-        [edge.get("plan", ""), edge["source"], edge["target"], letters(edge["before"]), letters(edge["after"]),
-         "x".join(map(str, edge["shape"])), edge["ms"]]
-        for edge in edges
-    ]  # fmt: skip
-    return _csv(["plan", "source", "target", "before", "after", "shape", "ms"], table)
-
-
 def split(sharding: Sequence[str], letter: str = "X", dims: str = "") -> str:
     """The site's notation: ["S01", "R"] is "X[b01, c]"."""
     names = dims or ACTIVATION.get(len(sharding), "IJKLMNOP")
@@ -325,14 +193,6 @@ def _amount(group: Sequence[Row], fields: Iterable[str], unit: str) -> str:
     if unit == "ms" and 0 < total < 1e-6:
         return "< 1 ns"
     return quantity(total, unit) if total else number(0)
-
-
-def _csv(head: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(table)
-    return text.getvalue()
 
 
 def _slug(*words: str) -> str:
