@@ -160,7 +160,8 @@ def test_nothing_is_left_of_a_lesson_that_was_removed(built, monkeypatch):
 def shown(way, hardware, date, note=""):
     """One run on a page."""
     made = {"hardware": hardware, "torch": "2.13.0", "colossalai": "0.5.0", "python": "3.12.1", "date": date}
-    return SimpleNamespace(way=way, note=note, run=SimpleNamespace(provenance=made), file=Path("run.json"))
+    run = SimpleNamespace(provenance=made, files={"train.py": "1", "worker.py": "2"})
+    return SimpleNamespace(way=way, note=note, run=run, file=Path("run.json"))
 
 
 def test_a_page_says_where_its_runs_come_from_in_one_line_for_each_host(extension):
@@ -175,6 +176,15 @@ def test_a_page_says_where_its_runs_come_from_in_one_line_for_each_host(extensio
     assert (
         'data-way="recorded">2 runs recorded on 4 × NVIDIA H200 · 2026-11-20 to 2026-11-21 · PyTorch 2.13' in recorded
     )
+
+
+def test_a_page_names_the_edits_that_the_keys_of_its_recordings_pass_over(extension, monkeypatch):
+    edited = {name: None for name in ("worker.py", "other.py")}
+    monkeypatch.setattr("handson.sources.harmless_edits", lambda: edited)
+    *_, said = extension("origin").lines([shown("recorded", "1 × NVIDIA H200", "2026-11-20T10:00:00+00:00")], "../")
+    assert "edited since the recording: <code>worker.py</code>" in said
+    assert 'href="../how_it_works.html#harmless"' in said
+    assert len(extension("origin").lines([shown("live", "the CPU", "2026-11-20T10:00:00+00:00")])) == 1
 
 
 def test_a_page_says_once_what_its_reader_must_know_of_several_runs(extension):

@@ -94,7 +94,7 @@ def test_every_harmless_edit_is_that_of_the_source_and_stands_on_the_page():
     for edit in sources.harmless_edits().values():
         source = (sources.SCRIPTS / edit.name).read_text()
         assert edit.why and edit.undone(source) != source, f"{edit.name}: the diff is not of this source; make it again"
-        assert f"recordings/harmless/{edit.name}.diff" in page
+        assert f"handson/passed_over/{edit.name}.diff" in page
 
 
 def test_the_key_ignores_the_lesson_side_of_the_kit():

@@ -3,7 +3,7 @@
 A run's key covers the training script, the modules beside it and in the kit that it imports (followed through
 their imports by reading, never by running), the files its arguments name, the arguments, the number of ranks and
 the preset. Prose, plots and the launcher are not part of it: changing them makes no number different. Nor are the
-edits of which the checkout says so, line by line (handson.harmless).
+edits of which the kit says so, line by line (handson.harmless).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CHECKOUT = KIT.parent.parent if (KIT.parent.parent / "gallery").is_dir() else No
 
 @functools.cache
 def harmless_edits() -> dict[str, harmless.Edit]:
-    """The edits that the keys of this checkout pass over, by the name of the source; none in the installed wheel."""
-    return harmless.edits(CHECKOUT / "docs" / "recordings" / "harmless") if CHECKOUT else {}
+    """The edits that keys pass over, by the name of the source."""
+    return harmless.edits(KIT / "passed_over")
 
 
 def find_script(name: str) -> Path:
