@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SCRIPTS
-from handson import lessons, sources, store
+from handson import harmless, lessons, sources, store
 from handson.commands import record as recording
 
 KIT = Path(__file__).parents[1] / "tutorial_src"
@@ -225,3 +225,14 @@ def test_a_kept_traceback_names_no_folder_of_the_host():
         f'File "{sources.SCRIPTS / "hybrid_parallel" / "train.py"}", line 1\nFile "{inside}", line 2'
     )
     assert text == f'File "hybrid_parallel/train.py", line 1\nFile "{inside.parent.name}/main.py", line 2'
+
+
+def test_status_names_the_edits_that_keys_pass_over(monkeypatch, capsys):
+    from handson.commands.status import status
+
+    edit = harmless.Edit("topic/train.py", "It comes after the last number.", ())
+    monkeypatch.setattr(sources, "harmless_edits", lambda: {edit.name: edit})
+    status(as_json=False, check=False)
+    assert f"keys pass over an edit of {edit.name}: {edit.why}" in capsys.readouterr().out
+    status(as_json=True, check=False)
+    assert json.loads(capsys.readouterr().out)["harmless_edits"] == {edit.name: edit.why}

@@ -1,8 +1,8 @@
 """Edits that make no number different, so that a run's key passes over them. Standard library alone.
 
-Each is a file `NAME.diff` below passed_over/, for the source that keys call NAME: why the edit is harmless, then a
-unified diff of it. A key takes such a source as it was before the edit. It passes over these very
-lines and no others: whatever else changes in the source makes runs stale as ever.
+Each is a file `NAME.diff` below harmless_edits/, for the source that keys call NAME: why the edit is harmless, then a
+unified diff of it. A key takes such a source as it was before the edit. It passes over these very lines and no
+others: whatever else changes in the source makes runs stale as ever.
 """
 
 from __future__ import annotations

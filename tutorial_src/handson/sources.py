@@ -3,7 +3,7 @@
 A run's key covers the training script, the modules beside it and in the kit that it imports (followed through
 their imports by reading, never by running), the files its arguments name, the arguments, the number of ranks and
 the preset. Prose, plots and the launcher are not part of it: changing them makes no number different. Nor are the
-edits of which the kit says so, line by line (handson.harmless).
+edits of which the kit says so, line by line (handson.harmless), nor what only these import.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHECKOUT = KIT.parent.parent if (KIT.parent.parent / "gallery").is_dir() else No
 @functools.cache
 def harmless_edits() -> dict[str, harmless.Edit]:
     """The edits that keys pass over, by the name of the source."""
-    return harmless.edits(KIT / "passed_over")
+    return harmless.edits(KIT / "harmless_edits")
 
 
 def find_script(name: str) -> Path:
@@ -64,18 +64,22 @@ def _as_it_is(path: Path) -> tuple[Path, int, int]:
     return path, state.st_mtime_ns, state.st_size
 
 
+def _as_keyed(path: Path) -> bytes:
+    """A file's content as keys take it: without its harmless edit."""
+    content = path.read_bytes()
+    edit = harmless_edits().get(name_of(path))
+    return edit.undone(content.decode()).encode() if edit else content
+
+
 @functools.lru_cache(4096)
 def _hash(path: Path, changed_ns: int, size: int) -> str:
-    content = path.read_bytes()
-    if edit := harmless_edits().get(name_of(path)):
-        content = edit.undone(content.decode()).encode()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(_as_keyed(path)).hexdigest()
 
 
 @functools.lru_cache(4096)
 def _imports(path: Path, changed_ns: int, size: int) -> frozenset[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+    for node in ast.walk(ast.parse(_as_keyed(path), filename=str(path))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

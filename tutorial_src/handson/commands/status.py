@@ -77,8 +77,8 @@ def status(*, as_json: bool, check: bool) -> int:
     entries = collect()
     bad = [entry for entry in entries if entry["state"] != "fresh"]
     if as_json:
-        passed_over = {edit.name: edit.why for edit in sources.harmless_edits().values()}
-        counts = {"fresh": len(entries) - len(bad), "not_fresh": len(bad), "passed_over": passed_over}
+        edits = {edit.name: edit.why for edit in sources.harmless_edits().values()}
+        counts = {"fresh": len(entries) - len(bad), "not_fresh": len(bad), "harmless_edits": edits}
         print(json.dumps({"runs": entries} | counts, indent=1))
         return int(bool(check and bad))
     lesson = None
@@ -97,5 +97,5 @@ def status(*, as_json: bool, check: bool) -> int:
     where = os.environ.get("HANDSON_RECORDINGS", "docs/recordings")
     print(f"\n{len(entries) - len(bad)} fresh, {len(bad)} not fresh, in {where}")
     for edit in sources.harmless_edits().values():
-        print(f"passed over: an edit of {edit.name}. {edit.why}")
+        print(f"keys pass over an edit of {edit.name}: {edit.why}")
     return int(bool(check and bad))

@@ -55,8 +55,9 @@ def apply(*areas: ModuleType) -> list[str]:
         unknown = unwanted - {repair.name for repair in all_repairs()}
         if unknown:
             worker.refuse(f"HANDSON_WITHOUT names no repair of this kit: {', '.join(sorted(unknown))}")
-    # By name: how a rank ends comes after its last number, and is no part of the key that its imports make.
-    for area in (*areas, import_module(f"{__name__}.leaving")):
+    from handson.repairs import leaving  # which needs what is above
+
+    for area in (*areas, leaving):
         for repair in area.REPAIRS:
             if repair.name not in unwanted and repair.name not in _in_force and repair.needed():
                 repair.patch()

@@ -19,6 +19,7 @@ THREADS = Path("/proc/self/task")  # Linux alone
 GLOO = "pt_gloo_runloop"
 QUIET = 3  # looks in a row: a thread that waited for the interpreter at one of them had it before the next
 PAUSE_S, LIMIT_S = 0.002, 10.0
+BLIND_S = 0.05  # the wait where threads cannot be seen
 
 
 def _gloo_works() -> bool:
@@ -35,7 +36,7 @@ def _gloo_works() -> bool:
 def _wait_for_gloo() -> None:
     """Return when gloo's threads have been idle for some looks, after 10 s at the latest."""
     if not THREADS.is_dir():
-        time.sleep(25 * PAUSE_S)
+        time.sleep(BLIND_S)
         return
     quiet, until = 0, time.monotonic() + LIMIT_S
     while quiet < QUIET and time.monotonic() < until:
