@@ -44,7 +44,7 @@ def lines(runs: list[Shown], root: str = "") -> list[str]:
     recorded_files = {name for shown in runs if shown.way == "recorded" for name in shown.run.files}
     if edited := sorted(recorded_files & sources.harmless_edits().keys()):
         names = ", ".join(f"<code>{html.escape(name)}</code>" for name in edited)
-        why = f'<a href="{root}how_it_works.html#harmless">why no number differs</a>'
+        why = f'<a href="{root}how_it_works.html#harmless">why this should change no number</a>'
         made.append(f"<p>edited since the recording: {names} · {why}</p>")
     # A note names its run in backticks; notes that say the same of several runs are said once.
     notes = {re.sub(r"`[^`]*`(?: on \d+ ranks?)?", "such a run", shown.note): None for shown in runs if shown.note}
